@@ -1,0 +1,1 @@
+"""A synthetic abdomen with MR, CT, breathing, a probe and exactly known truth."""

@@ -1,0 +1,1 @@
+"""Where cases come from: imported medical files and pairs simulated from a real CT."""

@@ -1,0 +1,1 @@
+"""The only Ray Train and Ray Tune code."""

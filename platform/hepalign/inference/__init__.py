@@ -1,0 +1,1 @@
+"""What serving and evaluation both call: synthesise, inpaint, register, plan, guide."""

@@ -1,0 +1,1 @@
+"""The losses of the three stages; each returns named terms in float32."""

@@ -1,0 +1,1 @@
+"""The networks, plain torch modules without training or file code."""

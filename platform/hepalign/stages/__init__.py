@@ -1,0 +1,1 @@
+"""What each of the three trainings optimises and how it is judged."""

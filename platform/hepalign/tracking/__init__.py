@@ -1,0 +1,1 @@
+"""The only MLflow code: runs, releases, promotion."""
