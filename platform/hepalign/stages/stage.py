@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -46,6 +47,10 @@ class Stage(Protocol):
 
     def adopt(self, nets: Mapping[str, nn.Module]) -> None:
         """Use these (wrapped, moved) modules from now on."""
+        ...
+
+    def export(self) -> tuple[nn.Module, BaseModel]:
+        """The network to release and its config, in the form `nets.checkpoint.save_weights` takes them."""
         ...
 
     def optimizers(self) -> dict[str, Optimizer]:
