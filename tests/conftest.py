@@ -1,13 +1,26 @@
-"""What every test may use: the real volumes where they are, and numbers that do not wander."""
+"""What every test may use: the real volumes where they are, and skips that CI does not let pass unsaid."""
 
 from __future__ import annotations
 
 import os
+import tomllib
+from collections.abc import Generator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
+# torch reads it at import: the suite's timings and its bitwise comparisons want one thread
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).parents[1]
+ALLOWED_SKIPS: dict[str, str] = tomllib.loads((ROOT / "tests/allowed_skips.toml").read_text())["skips"]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +30,16 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("HEPALIGN_REAL_DATA is not set: no real volumes here")
     return Path(folder).resolve()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With CI=true a skip that tests/allowed_skips.toml does not list is a failure."""
+    report = yield
+    listed = any(fnmatch(item.nodeid, pattern) for pattern in ALLOWED_SKIPS)
+    if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail") and not listed:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI without an entry in tests/allowed_skips.toml: {report.longrepr}"
+    return report

@@ -1,0 +1,29 @@
+# The image of the serving endpoint: the library, the service and its configuration, no training jobs.
+# Build from the repository's root: docker build -f infra/docker/serve.Dockerfile -t hepalign-serve .
+FROM python:3.11.13-slim-bookworm AS build
+WORKDIR /build
+COPY requirements.lock ./
+RUN python -m venv /opt/hepalign \
+ && /opt/hepalign/bin/pip install --no-cache-dir uv==0.13.9 \
+ && /opt/hepalign/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --require-hashes --requirements requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY platform platform
+COPY serve serve
+RUN /opt/hepalign/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --no-deps --no-build-isolation .
+
+FROM python:3.11.13-slim-bookworm
+LABEL org.opencontainers.image.title="hepalign-serve" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.description="Hepalign serving endpoint. Research use only."
+RUN groupadd --gid 10001 hepalign && useradd --uid 10001 --gid 10001 --create-home hepalign
+COPY --from=build /opt/hepalign /opt/hepalign
+ENV PATH=/opt/hepalign/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
+    RAY_AUTH_MODE=token
+WORKDIR /home/hepalign
+COPY --chown=10001:10001 serve/config config
+USER 10001:10001
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s \
+  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+CMD ["hepalign", "serve", "--config", "config/hospital.yaml"]

@@ -1,0 +1,28 @@
+# The image of Ray heads and workers that train. CPU and CUDA are the same: PyTorch's PyPI wheels carry CUDA's libraries.
+# Build from the repository's root: docker build -f infra/docker/train.Dockerfile -t hepalign-train .
+FROM python:3.11.13-slim-bookworm AS build
+WORKDIR /build
+COPY requirements.lock ./
+RUN python -m venv /opt/hepalign \
+ && /opt/hepalign/bin/pip install --no-cache-dir uv==0.13.9 \
+ && /opt/hepalign/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --require-hashes --requirements requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY platform platform
+COPY serve serve
+RUN /opt/hepalign/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --no-deps --no-build-isolation .
+
+FROM python:3.11.13-slim-bookworm
+LABEL org.opencontainers.image.title="hepalign-train" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.description="Hepalign training: Ray head and workers. Research use only."
+RUN groupadd --gid 10001 hepalign && useradd --uid 10001 --gid 10001 --create-home hepalign
+COPY --from=build /opt/hepalign /opt/hepalign
+ENV PATH=/opt/hepalign/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
+    RAY_AUTH_MODE=token
+WORKDIR /home/hepalign
+COPY --chown=10001:10001 jobs jobs
+COPY --chown=10001:10001 mlflow mlflow
+USER 10001:10001
+CMD ["hepalign", "doctor"]

@@ -1,0 +1,60 @@
+"""The command tree and its usage errors."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from hepalign import __version__
+from hepalign.cli import client, data, demo, doctor, evaluate, inference, operators, release, serve, train
+from hepalign.errors import EXIT_USAGE
+
+app = typer.Typer(
+    name="hepalign",
+    help="MR-CT registration for image-guided thermal ablation of liver tumours. Research use only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for module in (data, train, evaluate, inference, serve, demo, doctor):
+    module.register(app)
+app.add_typer(release.app, name="release")
+app.add_typer(client.app, name="client")
+operators.register(app)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Parse and run; a call whose words are off ends with status 2 and one line."""
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    except click.ClickException as error:
+        where = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
+        print(f"error[usage]: {' '.join(error.format_message().split())}{where}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(status or 0)
