@@ -1,0 +1,90 @@
+"""Reading a cohort."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from hepalign.cases.case import Case, Split
+from hepalign.cases.landmarks import Landmarks, read_landmarks
+from hepalign.cases.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
+from hepalign.cases.store import FolderStore, Store
+from hepalign.errors import BadInputError
+from hepalign.image.nifti import read_nifti
+from hepalign.image.volume import Volume
+from hepalign.transform.displacement import DisplacementField
+from hepalign.transform.files import read_field
+
+T = TypeVar("T")
+
+
+class Cohort:
+    """Cases and their files; every file's SHA-256 is checked against the manifest when it is read.
+
+    Args:
+        store: where the files lie.
+        name: how the cohort is called in reports.
+
+    Raises:
+        BadInputError: `missing_file` or `bad_manifest`.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        data = store.read(MANIFEST_NAME)
+        self.name = name
+        self.digest = hashlib.sha256(data).hexdigest()
+        self.manifest: Manifest = parse_manifest(data)
+        self._store = store
+        self._entries = {case.id: case for case in self.manifest.cases}
+
+    def cases(self, split: Split | None = None) -> list[Case]:
+        """The cases of one split (of all where it is None), in the manifest's order."""
+        return [entry.case() for entry in self.manifest.cases if split is None or entry.split == split]
+
+    def entry(self, case: Case, name: str) -> FileEntry:
+        """Path, size and digest of one of the case's files.
+
+        Raises:
+            BadInputError: `missing_role` where the case has no such file.
+        """
+        try:
+            return self._entries[case.id].files[name]
+        except KeyError as error:
+            raise BadInputError(f"case {case.id} of cohort {self.name} has no {name}", code="missing_role") from error
+
+    def path(self, case: Case, name: str) -> Path:
+        """A local, verified copy of one of the case's files; errors as `Store.fetch` and `entry`."""
+        return self._store.fetch(self.entry(case, name))
+
+    def volume(self, case: Case, name: str) -> Volume:
+        """One of the case's images, masks or label maps."""
+        return self._read(case, name, read_nifti)
+
+    def field(self, case: Case, name: str) -> DisplacementField:
+        """One of the case's truth fields."""
+        return self._read(case, name, read_field)
+
+    def landmarks(self, case: Case, role: str) -> Landmarks:
+        """The landmarks of one of the case's images."""
+        return self._read(case, f"{role}_landmarks", read_landmarks)
+
+    def _read(self, case: Case, name: str, reader: Callable[[Path], T]) -> T:
+        try:
+            return reader(self.path(case, name))
+        except BadInputError as error:
+            # a fetched copy may be called by its digest: name the case's file instead
+            raise BadInputError(f"case {case.id}, {name}: {error.message}", code=error.code) from error
+
+
+def open_cohort(location: Path | str) -> Cohort:
+    """The cohort in a folder or under an `s3://bucket/prefix`.
+
+    Raises:
+        BadInputError: `missing_cohort` where there is no manifest, `bad_manifest` where it cannot be used.
+    """
+    root = Path(location)
+    if not (root / MANIFEST_NAME).is_file():
+        raise BadInputError(f"{root.name}: no cohort here ({MANIFEST_NAME} is missing)", code="missing_cohort")
+    return Cohort(FolderStore(root), root.resolve().name)

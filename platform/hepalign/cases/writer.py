@@ -1,0 +1,217 @@
+"""Writing a cohort, case by case, so that what was finished stays finished."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from pydantic import BaseModel, JsonValue
+
+from hepalign.cases.case import Split
+from hepalign.cases.landmarks import Landmarks, format_landmarks
+from hepalign.cases.manifest import (
+    MANIFEST_NAME,
+    CaseEntry,
+    FileEntry,
+    Identifier,
+    Manifest,
+    file_name,
+    parse_manifest,
+    sha256_of,
+)
+from hepalign.cases.splits import PAPER_SHARES, assign_splits
+from hepalign.cases.store import atomic_path
+from hepalign.errors import BadInputError
+from hepalign.image.nifti import write_nifti
+from hepalign.image.volume import Volume
+from hepalign.transform.displacement import DisplacementField
+from hepalign.transform.files import write_field
+
+RECORD_NAME = "case.json"
+CT_NAMES = frozenset({"pct", "ict", "ict_clean", "pmr_true_ct"})
+MASK_NAME = re.compile(r"_(liver|probe_mask|ablation)$")
+LABEL_NAME = re.compile(r"_tumour$")
+
+
+class _Record(BaseModel):
+    """A finished case that waits for the manifest; `split` is None where `finish` may choose."""
+
+    id: Identifier
+    patient: Identifier
+    split: Split | None
+    files: dict[str, FileEntry]
+    attributes: dict[str, JsonValue]
+
+
+class CohortWriter:
+    """Adds cases to a cohort's folder; `finish` writes the manifest.
+
+    A case appears whole (its folder is renamed into place with a record of its digests in it) or not at all, and
+    several processes may add different cases to one folder. An existing cohort is extended: its cases and the
+    splits of its patients stay.
+
+    Args:
+        out: the cohort's folder; it is made where it is missing.
+    """
+
+    def __init__(self, out: Path | str) -> None:
+        self.root = Path(out)
+        (self.root / "cases").mkdir(parents=True, exist_ok=True)
+
+    def has(self, case_id: str) -> bool:
+        """Whether this case was finished before."""
+        return (self.root / "cases" / case_id).is_dir()
+
+    def add(
+        self,
+        case_id: str,
+        patient: str,
+        *,
+        volumes: Mapping[str, Volume],
+        fields: Mapping[str, DisplacementField] | None = None,
+        landmarks: Mapping[str, Landmarks] | None = None,
+        attributes: Mapping[str, object] | None = None,
+        split: Split | None = None,
+    ) -> None:
+        """Write one case; nothing happens where it was finished before.
+
+        CT is stored in whole HU (int16), masks as uint8, label maps as small integers, everything else as float32.
+
+        Args:
+            case_id: pseudonymous, unique in the cohort.
+            patient: pseudonymous; all cases of a patient land in one split.
+            volumes: by the names of `Case.files`.
+            fields: `truth_field_{a}_from_{b}` by that name.
+            landmarks: by the role of their image.
+            attributes: JSON values.
+            split: settles the patient's split; None leaves it to `finish`.
+
+        Raises:
+            BadInputError: `bad_case_id` for an id that is no plain folder name.
+        """
+        if self.has(case_id):
+            return
+        for word in (case_id, patient):
+            _require_identifier(word)
+        partial = Path(tempfile.mkdtemp(prefix=f".part-{case_id}-", dir=self.root / "cases"))
+        try:
+            for name, volume in volumes.items():
+                write_nifti(_stored(name, volume), partial / file_name(name))
+            for name, field in (fields or {}).items():
+                write_field(field, partial / file_name(name))
+            for role, points in (landmarks or {}).items():
+                (partial / file_name(f"{role}_landmarks")).write_text(format_landmarks(points), encoding="utf-8")
+            names = [*volumes, *(fields or {}), *(f"{role}_landmarks" for role in landmarks or {})]
+            entries = {name: _entry(case_id, partial / file_name(name)) for name in sorted(names)}
+            record = _Record(
+                id=case_id,
+                patient=patient,
+                split=split,
+                files=entries,
+                attributes=cast(dict[str, JsonValue], dict(attributes or {})),
+            )
+            (partial / RECORD_NAME).write_text(record.model_dump_json(indent=1), encoding="utf-8")
+            partial.chmod(0o755)
+            with suppress(FileExistsError):
+                # another process may have finished the same case: its folder stays
+                _rename_folder(partial, self.root / "cases" / case_id)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def finish(
+        self, *, shares: Mapping[Split, float] = PAPER_SHARES, seed: int = 0, stratify: str | None = None
+    ) -> Manifest:
+        """Divide the patients and write the manifest; may be called again after further cases.
+
+        Args:
+            shares: relative sizes of the splits, as fractions or counts; the paper's 28 (24 + 4 that select the
+                checkpoint) and 11 by default.
+            seed: which of the possible divisions.
+            stratify: name of an attribute whose values are spread evenly over the splits.
+
+        Raises:
+            BadInputError: `patient_in_two_splits` where cases of one patient were given different splits,
+                `empty_cohort` where there is no case.
+        """
+        known = {entry.id: entry for entry in self._manifest().cases}
+        records = {record.id: record for record in self._records()}
+        cases = [_as_record(entry) for id_, entry in known.items() if id_ not in records] + list(records.values())
+        if not cases:
+            raise BadInputError("the cohort has no case; add one before finishing it", code="empty_cohort")
+        settled = _settled([_as_record(entry) for entry in known.values()] + cases)
+        strata = {case.patient: str(case.attributes.get(stratify, "")) if stratify else "" for case in cases}
+        splits = assign_splits(strata, shares=shares, seed=seed, fixed=settled)
+        manifest = Manifest(
+            cases=tuple(
+                CaseEntry(**(case.model_dump() | {"split": splits[case.patient]}))
+                for case in sorted(cases, key=lambda case: case.id)
+            )
+        )
+        with atomic_path(self.root / MANIFEST_NAME) as path:
+            path.write_bytes(manifest.to_json())
+        for record in records:
+            (self.root / "cases" / record / RECORD_NAME).unlink(missing_ok=True)
+        return manifest
+
+    def _manifest(self) -> Manifest:
+        path = self.root / MANIFEST_NAME
+        return parse_manifest(path.read_bytes()) if path.is_file() else Manifest(cases=())
+
+    def _records(self) -> Iterator[_Record]:
+        for path in sorted((self.root / "cases").glob(f"[!.]*/{RECORD_NAME}")):
+            yield _Record.model_validate_json(path.read_bytes())
+
+
+def _require_identifier(word: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,63}", word):
+        raise BadInputError(
+            "case and patient ids are pseudonyms of up to 64 letters, digits, '-', '_' and '.', first a letter or digit",
+            code="bad_case_id",
+        )
+
+
+def _stored(name: str, volume: Volume) -> Volume:
+    data = np.asarray(volume.data)
+    if name in CT_NAMES:
+        limits = np.iinfo(np.int16)
+        return volume.with_data(np.clip(np.rint(data), limits.min, limits.max).astype(np.int16))
+    if MASK_NAME.search(name):
+        return volume.with_data(volume.as_mask().astype(np.uint8))
+    if LABEL_NAME.search(name):
+        return volume.with_data(np.rint(data).astype(np.uint8 if data.max(initial=0) < 256 else np.int16))
+    return volume.with_data(volume.as_float())
+
+
+def _entry(case_id: str, path: Path) -> FileEntry:
+    return FileEntry(path=f"cases/{case_id}/{path.name}", bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+def _as_record(entry: CaseEntry) -> _Record:
+    return _Record(**entry.model_dump())
+
+
+def _settled(cases: list[_Record]) -> dict[str, Split]:
+    settled: dict[str, Split] = {}
+    for case in cases:
+        if case.split is not None and settled.setdefault(case.patient, case.split) != case.split:
+            raise BadInputError(
+                f"patient {case.patient} was given two splits; every case of a patient stands in one",
+                code="patient_in_two_splits",
+            )
+    return settled
+
+
+def _rename_folder(source: Path, target: Path) -> None:
+    # rename() onto an existing, non-empty folder fails on POSIX: whoever was first wins
+    try:
+        source.rename(target)
+    except OSError as error:
+        if target.is_dir():
+            raise FileExistsError(target.name) from error
+        raise
