@@ -1,0 +1,105 @@
+"""The plain-convolution 3D U-Net for inpainting: the paper's "Conv" next to its partial convolutions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from hepalign.nets.fill import base_image, valid_mask
+
+CT_INPAINTING_WINDOW_HU = (-200.0, 400.0)
+
+
+class InpaintingNetConfig(BaseModel):
+    """The shape of an inpainting network and the images it was trained on.
+
+    Args:
+        widths: channels of the encoder's levels; each level halves the grid. A hole of n voxels across closes
+            after L levels when n <= 2^(L+1) - 2 (kernels of 3), so five levels close 62 voxels.
+        head_width: channels at full resolution.
+        prior: whether the roughly aligned pCT is a second input; its encoder has half the widths.
+        residual: predict the difference to a smooth fill of the hole (with a prior: to the harmonised prior) instead
+            of the image itself.
+        spacing_mm: the voxel size the network knows; None for the image's own.
+        window_hu: the HU range that becomes [-1, 1].
+        norm: batch norm at each level ("batch", frozen in the second phase) or none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    widths: tuple[int, ...] = (16, 32, 64, 64, 64)
+    head_width: int = Field(default=8, ge=1)
+    prior: bool = True
+    residual: bool = True
+    spacing_mm: tuple[float, float, float] | None = None
+    window_hu: tuple[float, float] = CT_INPAINTING_WINDOW_HU
+    norm: Literal["batch", "none"] = "batch"
+
+
+class ConvUNet(nn.Module):
+    """A 3D U-Net of plain convolutions over the masked image, the mask (and the prior)."""
+
+    def __init__(self, config: InpaintingNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs = 4 if config.prior else 2
+        widths = config.widths
+        self.encoder = nn.ModuleList(
+            _block(a, b, config.norm, stride=2) for a, b in zip((inputs, *widths[:-1]), widths, strict=True)
+        )
+        outputs = (config.head_width, *widths[:-1])
+        skips = (inputs, *widths[:-1])
+        self.decoder = nn.ModuleList(
+            _block(deep + skip, out, config.norm if level else "none", stride=1)
+            for level, (deep, skip, out) in enumerate(zip(widths, skips, outputs, strict=True))
+        )
+        self.head = output_layer(config)
+
+    def forward(
+        self, image: Tensor, mask: Tensor, prior: Tensor | None = None, prior_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction for every voxel, float32, and the final mask (all ones: a plain convolution knows no holes).
+
+        Args:
+            image: [B, 1, D, H, W] in [-1, 1].
+            mask: 1 where the image is valid.
+            prior: as image; without one a network that takes priors sees it as unknown everywhere.
+            prior_mask: 1 where the prior is known; all ones by default.
+        """
+        known = None if prior is None else valid_mask(prior, prior_mask)
+        x = torch.cat([image * mask, mask], dim=1)
+        if self.config.prior:
+            if prior is None or known is None:
+                prior, known = torch.zeros_like(image), torch.zeros_like(mask)
+            x = torch.cat([x, prior * known, known], dim=1)
+        skips = [x]
+        for level in self.encoder:
+            x = level(x)
+            skips.append(x)
+        x = skips.pop()
+        for level in reversed(self.decoder):
+            skip = skips.pop()
+            x = level(torch.cat([F.interpolate(x, skip.shape[2:]), skip], dim=1))
+        prediction = self.head(x).float()
+        if self.config.residual:
+            prediction = prediction + base_image(image, mask, prior, known)
+        return prediction, torch.ones_like(mask)
+
+
+def output_layer(config: InpaintingNetConfig) -> nn.Conv3d:
+    """The last 1 x 1 x 1 convolution; small at the start when it predicts a residual, so that the fill is kept."""
+    layer = nn.Conv3d(config.head_width, 1, 1, bias=not config.residual)
+    if config.residual:
+        nn.init.normal_(layer.weight, std=1e-2)
+    return layer
+
+
+def _block(inputs: int, outputs: int, norm: str, *, stride: int) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=norm == "none")]
+    if norm == "batch":
+        layers.append(nn.BatchNorm3d(outputs))
+    return nn.Sequential(*layers, nn.LeakyReLU(0.1, inplace=True))
