@@ -1,13 +1,17 @@
-"""A dense displacement field and the linear map that continues it."""
+"""A dense displacement field, the linear map that continues it, and its algebra: sample, compose, invert."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from hepalign.image.geometry import Geometry
+from hepalign.image.resample import affine_slabs, sample_grid
+from hepalign.transform import linear as linear_maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,3 +45,129 @@ class DisplacementField:
         points = geometry.grid_mm()
         moved = points @ matrix[:3, :3].T + matrix[:3, 3]
         return cls((moved - points).astype(np.float32), geometry, np.asarray(matrix, dtype=np.float64))
+
+
+def sample(displacement: DisplacementField, points_mm: ArrayLike) -> NDArray[np.float64]:
+    """u at any world points (N, 3), millimetres; outside the grid by the field's continuation."""
+    points = np.asarray(points_mm, dtype=np.float64)
+    indices = torch.from_numpy(displacement.geometry.world_to_index(points).astype(np.float32))
+    return _Reader(displacement)(indices[:, None, None])[:, 0, 0].numpy().astype(np.float64)
+
+
+def transform_points(displacement: DisplacementField, points_mm: ArrayLike) -> NDArray[np.float64]:
+    """Points (N, 3) of the fixed image to where they lie in the moving image: x + u(x)."""
+    points = np.asarray(points_mm, dtype=np.float64)
+    return points + sample(displacement, points)
+
+
+def resample_field(displacement: DisplacementField, geometry: Geometry) -> DisplacementField:
+    """The same map written on another grid."""
+    if displacement.geometry.same_grid(geometry):
+        return displacement
+    read = _Reader(displacement)
+    vectors = np.empty((*geometry.shape, 3), np.float32)
+    to_index = np.linalg.inv(displacement.geometry.affine) @ geometry.affine
+    for slab, indices in affine_slabs(to_index, geometry.shape):
+        vectors[slab] = read(indices).numpy()
+    return DisplacementField(vectors, geometry, displacement.linear)
+
+
+def compose(outer: DisplacementField, inner: DisplacementField) -> DisplacementField:
+    """The map x -> outer(inner(x)) on inner's grid.
+
+    With y = x + u_inner(x) the composed displacement is u_inner(x) + u_outer(y). An image resampled through it is
+    interpolated once: guide's φ_pre ∘ φ_intra has outer = φ_pre (pCT to pMR), inner = φ_intra (iCT to pCT).
+    """
+    read = _Reader(outer)
+    vectors = np.empty_like(inner.vectors)
+    world_to_index = np.linalg.inv(outer.geometry.affine)
+    turn = torch.from_numpy(np.ascontiguousarray(world_to_index[:3, :3].T, dtype=np.float32))
+    for slab, indices in affine_slabs(world_to_index @ inner.geometry.affine, inner.geometry.shape):
+        first = torch.from_numpy(np.ascontiguousarray(inner.vectors[slab]))
+        indices += first @ turn
+        torch.add(first, read(indices), out=torch.from_numpy(vectors[slab]))
+    return DisplacementField(vectors, inner.geometry, outer.linear @ inner.linear)
+
+
+# Twenty rounds close a breathing field; the cap is for fields with walls that slide.
+INVERSE_ROUNDS = 60
+INVERSE_TOLERANCE_MM = 0.01
+
+
+def invert(
+    displacement: DisplacementField,
+    geometry: Geometry | None = None,
+    *,
+    tolerance_mm: float = INVERSE_TOLERANCE_MM,
+    rounds: int = INVERSE_ROUNDS,
+) -> DisplacementField:
+    """The inverse map on `geometry` (the moving image's grid; the field's own by default).
+
+    Fixed point (Chen et al. 2008), preconditioned by the affine map nearest to the field so that large rotations
+    close as well: x ← x − L⁻¹(φ(x) − y), φ(x) = x + u(x), until no voxel is further than `tolerance_mm` from its y.
+    A field that folds has no inverse there; the closest round is kept, voxel by voxel.
+    """
+    geometry = displacement.geometry if geometry is None else geometry
+    nearest = nearest_linear(displacement)
+    back = np.linalg.inv(nearest)
+    guess = DisplacementField.from_linear(back, geometry).vectors
+    read = _Reader(displacement)
+    step = torch.from_numpy(np.ascontiguousarray(back[:3, :3].T, dtype=np.float32))
+    world_to_index = np.linalg.inv(displacement.geometry.affine)
+    turn = torch.from_numpy(np.ascontiguousarray(world_to_index[:3, :3].T, dtype=np.float32))
+    for slab, indices in affine_slabs(world_to_index @ geometry.affine, geometry.shape):
+        guess[slab] = _solve(read, indices, torch.from_numpy(guess[slab]), step, turn, tolerance_mm, rounds).numpy()
+    return DisplacementField(guess, geometry, np.linalg.inv(displacement.linear))
+
+
+def nearest_linear(displacement: DisplacementField) -> NDArray[np.float64]:
+    """The affine map (4 x 4) nearest to the field in least squares; its linear part where the grid is flat."""
+    strides = tuple(slice(None, None, max(1, n // 12)) for n in displacement.geometry.shape)
+    if min(displacement.geometry.shape) < 2:
+        return displacement.linear
+    grid = np.stack(np.meshgrid(*[np.arange(n)[s] for n, s in zip(displacement.geometry.shape, strides, strict=True)],
+                                indexing="ij"), axis=-1)  # fmt: skip
+    points = displacement.geometry.index_to_world(grid).reshape(-1, 3)
+    return linear_maps.fit_affine(points, points + displacement.vectors[strides].reshape(-1, 3))
+
+
+def _solve(
+    read: _Reader, indices: Tensor, guess: Tensor, step: Tensor, turn: Tensor, tolerance_mm: float, rounds: int
+) -> Tensor:
+    """Displacements v with v + u(y + v) = 0 at the voxels y whose indices (d, h, w, 3) in the field's grid are given."""
+    shape = guess.shape
+    indices, moving = indices.reshape(-1, 3), guess.reshape(-1, 3).clone()
+    best, best_error = moving.clone(), torch.full((len(moving),), torch.inf)
+    active = torch.arange(len(moving))
+    for _ in range(rounds):
+        here = moving[active]
+        residual = here + read((indices[active] + here @ turn)[:, None, None])[:, 0, 0]
+        error = residual.norm(dim=1)
+        better = error < best_error[active]
+        best[active[better]], best_error[active[better]] = here[better], error[better]
+        moving[active] = here - residual @ step
+        active = active[error > tolerance_mm]
+        if len(active) == 0:
+            break
+    return best.reshape(shape)
+
+
+class _Reader:
+    """Reads u at continuous indices of its grid: linear inside; outside the border's residual on the linear part."""
+
+    def __init__(self, displacement: DisplacementField) -> None:
+        vectors = displacement.vectors
+        # from_numpy warns about read-only arrays, and nothing here writes to it.
+        vectors = vectors if vectors.flags.writeable else vectors.copy()
+        self._image = torch.from_numpy(np.ascontiguousarray(vectors)).movedim(-1, 0)[None]
+        self._last = torch.tensor(displacement.geometry.shape, dtype=torch.float32) - 1
+        growth = (displacement.linear[:3, :3] - np.eye(3)) @ displacement.geometry.affine[:3, :3]
+        self._growth = torch.from_numpy(np.ascontiguousarray(growth.T, dtype=np.float32)) if growth.any() else None
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """Indices (d, h, w, 3) to u in mm, float32 (d, h, w, 3)."""
+        values = sample_grid(self._image, indices[None])[0].movedim(0, -1)
+        if self._growth is not None:
+            beyond = indices - indices.clamp(torch.zeros(3), self._last)
+            values = values + beyond @ self._growth
+        return values

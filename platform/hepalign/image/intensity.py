@@ -1,0 +1,108 @@
+"""Voxel values: CT windows, MR normalisation, and where the body is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from hepalign.errors import BadInputError
+from hepalign.image.geometry import Geometry
+from hepalign.image.resample import resample
+from hepalign.image.volume import Volume
+
+# Synthesis keeps air and trabecular bone; registration features look at soft tissue only.
+CT_WINDOW_HU = (-1000.0, 1000.0)
+SOFT_TISSUE_WINDOW_HU = (-200.0, 300.0)
+MR_PERCENTILES = (0.5, 99.5)
+BODY_THRESHOLD_HU = -400.0
+# The body is found on a grid this coarse: a couch or a sleeve is thinner than the opening, an arm is not.
+BODY_SPACING_MM = 4.0
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", NDArray[np.float32], Tensor)
+
+
+def ct_to_unit(hu: ArrayOrTensor, window_hu: tuple[float, float] = CT_WINDOW_HU) -> ArrayOrTensor:
+    """Clip HU to `window_hu` and map it linearly onto [-1, 1]; any shape, numpy or torch."""
+    low, high = window_hu
+    return hu.clip(low, high) * (2.0 / (high - low)) - (high + low) / (high - low)  # type: ignore[return-value]
+
+
+def unit_to_ct(unit: ArrayOrTensor, window_hu: tuple[float, float] = CT_WINDOW_HU) -> ArrayOrTensor:
+    """The inverse of `ct_to_unit` (exact for HU inside the window)."""
+    low, high = window_hu
+    return (unit + 1.0) * ((high - low) / 2.0) + low
+
+
+@dataclass(frozen=True)
+class MrScale:
+    """The linear map of one MR image onto [-1, 1]: `low` goes to -1, `high` to 1, what lies beyond is clipped."""
+
+    low: float
+    high: float
+
+    def apply(self, data: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Scanner units to [-1, 1], float32."""
+        unit = (np.asarray(data, dtype=np.float32) - self.low) * (2.0 / (self.high - self.low)) - 1.0
+        return np.clip(unit, -1.0, 1.0).astype(np.float32)
+
+    def inverse(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[-1, 1] back to scanner units (exact for what was not clipped)."""
+        scanner: NDArray[np.float32] = ((unit + 1.0) * ((self.high - self.low) / 2.0) + self.low).astype(np.float32)
+        return scanner
+
+
+def normalise_mr(volume: Volume) -> tuple[NDArray[np.float32], MrScale]:
+    """Map an MR volume onto [-1, 1] by the 0.5th and 99.5th percentile of its foreground.
+
+    The foreground is what lies above the mean: background air would otherwise set the scale.
+
+    Returns:
+        (D, H, W) float32 in [-1, 1], and the scale with its inverse.
+
+    Raises:
+        BadInputError: `constant_volume` when there is nothing to scale.
+    """
+    data = volume.as_float()
+    foreground = data[data > data.mean(dtype=np.float64)]
+    if foreground.size == 0:
+        raise BadInputError("the MR volume holds one value everywhere; send the image itself", code="constant_volume")
+    low = float(np.percentile(data, MR_PERCENTILES[0]))
+    high = float(np.percentile(foreground, MR_PERCENTILES[1]))
+    scale = MrScale(low, high if high > low else float(data.max()))
+    return scale.apply(data), scale
+
+
+def axial_axis(geometry: Geometry) -> int:
+    """The array axis that runs most nearly from feet to head."""
+    return int(np.argmax(np.abs(geometry.direction[2])))
+
+
+def body_mask(ct: Volume) -> Volume:
+    """The patient in a CT: the largest thing denser than air, its lungs and bowel gas filled, the couch left out.
+
+    Args:
+        ct: HU, any grid.
+
+    Returns:
+        bool, on the grid of `ct`.
+    """
+    factor = np.maximum(BODY_SPACING_MM / np.asarray(ct.geometry.spacing_mm), 1.0)
+    shape = np.maximum(np.round(np.asarray(ct.geometry.shape) / factor), 1).astype(int)
+    coarse = resample(ct, ct.geometry.with_shape((int(shape[0]), int(shape[1]), int(shape[2]))))
+    dense = np.pad(np.asarray(coarse.data) > BODY_THRESHOLD_HU, 2, mode="edge")
+    opened = ndimage.binary_opening(dense, ndimage.generate_binary_structure(3, 1))
+    labels, count = ndimage.label(opened[2:-2, 2:-2, 2:-2])
+    if count == 0:
+        return ct.with_data(np.zeros(ct.geometry.shape, bool))
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    body = labels == sizes.argmax()
+    for plane in np.moveaxis(body, axial_axis(coarse.geometry), 0):
+        plane[...] = ndimage.binary_fill_holes(plane)
+    fine = resample(Volume(body.astype(np.float32), coarse.geometry), ct.geometry)
+    return fine.with_data(fine.as_mask())

@@ -1,0 +1,85 @@
+"""Warping, and the one convention everything relies on.
+
+    warped(x) = moving(x + u(x)) ≈ fixed(x)
+
+x is a world point of the fixed image (RAS mm), u the displacement there. In networks the same holds in voxels of one
+grid: `warped[p] = moving[p + d[p]]`, d in array order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hepalign.image.geometry import Geometry
+from hepalign.image.resample import Interpolator, Mode, affine_slabs, outside, sample_grid
+from hepalign.image.volume import Volume
+from hepalign.shapes import Image, VoxelField
+from hepalign.transform.displacement import DisplacementField
+
+
+def warp(moving: Volume, field: DisplacementField, *, mode: Mode = "linear", fill: float | None = None) -> Volume:
+    """`moving` resampled once onto the field's grid: `warped(x) = moving(x + u(x))`.
+
+    Args:
+        moving: any grid, any orientation.
+        field: its grid is the result's; `resample_field` puts it on another first.
+        mode: `linear` gives float32; `nearest` keeps the dtype (labels, masks).
+        fill: the value where x + u(x) lies outside `moving`; by default the volume's lowest.
+    """
+    source = Interpolator(moving, mode, fill)
+    out = np.empty(field.geometry.shape, source.dtype)
+    for slab, indices in _moved_slabs(moving.geometry, field):
+        out[slab] = source(indices)
+    return Volume(out, field.geometry)
+
+
+def outside_grid(moving_geometry: Geometry, field: DisplacementField) -> NDArray[np.bool_]:
+    """Where x + u(x) leaves the moving grid, so that `warp` fills: bool (D, H, W) on the field's grid."""
+    mask = np.empty(field.geometry.shape, bool)
+    for slab, indices in _moved_slabs(moving_geometry, field):
+        mask[slab] = outside(indices, moving_geometry.shape).numpy()
+    return mask
+
+
+def _moved_slabs(moving: Geometry, field: DisplacementField) -> Iterator[tuple[slice, Tensor]]:
+    """The moving image's continuous indices of x + u(x), slab by slab."""
+    inverse = np.linalg.inv(moving.affine)
+    turn = torch.from_numpy(np.ascontiguousarray(inverse[:3, :3].T, dtype=np.float32))
+    for slab, indices in affine_slabs(inverse @ field.geometry.affine, field.geometry.shape):
+        indices += torch.from_numpy(np.ascontiguousarray(field.vectors[slab])) @ turn
+        yield slab, indices
+
+
+def warp_tensor(
+    image: Image,
+    voxel_displacement: VoxelField,
+    mode: Mode = "linear",
+    padding: Literal["border", "zeros"] = "border",
+) -> Image:
+    """The kernel that networks use: `warped[b, c, p] = image[b, c, p + d[b, :, p]]`; differentiable, float32.
+
+    Args:
+        image: [B, C, D, H, W].
+        voxel_displacement: [B, 3, D, H, W], voxels, in the order of the array's axes.
+        mode: `linear`, or `nearest` (no gradient to the displacement).
+        padding: `border` holds the border's value outside the image; `zeros` fades to 0 within one voxel.
+
+    Returns:
+        float32 [B, C, D, H, W] on the displacement's grid, whatever autocast says.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image, displacement = image.float(), voxel_displacement.float()
+        axes = [torch.arange(n, dtype=torch.float32, device=image.device) for n in displacement.shape[2:]]
+        indices = displacement.movedim(1, -1) + torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        if mode == "linear":
+            return sample_grid(image, indices, padding)
+        size = torch.tensor(image.shape[2:], dtype=torch.float32, device=image.device)
+        grid = ((indices * 2 + 1) / size - 1).flip(-1)
+        return F.grid_sample(image, grid, mode="nearest", padding_mode=padding, align_corners=False)
