@@ -1,0 +1,180 @@
+"""The loop: sample-exact resume, faults 77 and 80, selection, accumulation."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from toy_stage import ToyConfig, ToyStage
+
+from hepalign.errors import WorkFailedError
+from hepalign.training.checkpoint import stored_checkpoints
+from hepalign.training.loop import FitResult, fit, seed_everything
+from hepalign.training.schedule import TrainingConfig
+from hepalign.training.world import Report, World
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the loop may catch it."""
+
+
+def toy(**settings: object) -> ToyStage:
+    seed_everything(7)
+    return ToyStage(ToyConfig.model_validate(settings))
+
+
+def weights(stage: ToyStage) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in stage.net.state_dict().values()])
+
+
+def run(stage: ToyStage, folder: Path, *, resume: bool = False, **training: object) -> FitResult:
+    config = TrainingConfig.model_validate({"epochs": 3, "checkpoint_every_steps": 2, "seed": 3, **training})
+    return fit(stage, config, World.local(), folder, resume=resume)
+
+
+@pytest.mark.parametrize("killed_at", [1, 4, 5, 9, 12])
+def test_resume_after_a_kill_equals_an_uninterrupted_run_bitwise(tmp_path: Path, killed_at: int) -> None:
+    whole = toy()
+    expected = run(whole, tmp_path / "whole")
+
+    broken = toy()
+    broken.before_batch = lambda number: _kill(number, killed_at)
+    with pytest.raises(Killed):
+        run(broken, tmp_path / "broken")
+    resumed = toy()
+    result = run(resumed, tmp_path / "broken", resume=True)
+
+    assert torch.equal(weights(whole), weights(resumed))
+    assert result.history == expected.history
+    assert (tmp_path / "broken/best/toy.safetensors").read_bytes() == (
+        tmp_path / "whole/best/toy.safetensors"
+    ).read_bytes()
+
+
+def test_a_different_seed_gives_other_losses(tmp_path: Path) -> None:
+    first, second = run(toy(), tmp_path / "a"), run(toy(), tmp_path / "b", seed=4)
+    assert first.history != second.history
+
+
+def _kill(number: int, killed_at: int) -> None:
+    if number == killed_at:
+        raise Killed
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "digest"])
+def test_fault_80_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = toy()
+    expected = run(whole, tmp_path / "whole")
+    broken = toy()
+    broken.before_batch = lambda number: _kill(number, 9)
+    with pytest.raises(Killed):
+        run(broken, tmp_path / "broken")
+    newest = stored_checkpoints(tmp_path / "broken/checkpoints")[0]
+    _damage(newest, damage)
+
+    resumed = toy()
+    assert run(resumed, tmp_path / "broken", resume=True).history == expected.history
+    assert torch.equal(weights(whole), weights(resumed))
+    told = capsys.readouterr().err
+    assert f"warning: checkpoint {newest.name}" in told
+    assert "the one before" in told
+
+
+def _damage(folder: Path, how: str) -> None:
+    common = folder / "common.pt"
+    content = bytearray(common.read_bytes())
+    if how == "flip":
+        content[len(content) // 2] ^= 1
+        common.write_bytes(content)
+    elif how == "truncate":
+        common.write_bytes(content[: len(content) // 2])
+    elif how == "remove":
+        (folder / "rank-0.pt").unlink()
+    else:
+        (folder / "digests-0.json").write_text(json.dumps({"common.pt": "0" * 64}))
+
+
+def test_when_no_checkpoint_is_sound_resume_says_so(tmp_path: Path) -> None:
+    run(toy(), tmp_path)
+    for folder in stored_checkpoints(tmp_path / "checkpoints"):
+        _damage(folder, "truncate")
+    with pytest.raises(WorkFailedError, match="start anew") as caught:
+        run(toy(), tmp_path, resume=True)
+    assert caught.value.code == "checkpoint_corrupt"
+
+
+def test_fault_77_nan_loss_names_the_cases_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    stage = toy(poisoned_case="case-3")
+    with pytest.raises(WorkFailedError) as caught:
+        run(stage, tmp_path, checkpoint_every_steps=1)
+    assert caught.value.code == "loss_not_finite"
+    assert "case-3" in caught.value.message
+    assert "case-0" not in caught.value.message
+    common = torch.load(stored_checkpoints(tmp_path / "checkpoints")[0] / "common.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in common["nets"]["toy"].values())
+
+
+def test_the_best_validation_selects_the_weights(tmp_path: Path) -> None:
+    stage = toy()
+    stage.scripted_scores = [3.0, math.nan, 1.0, 2.0]
+    result = run(stage, tmp_path, epochs=4)
+    assert result.best_epoch == 2
+    assert result.best["val/error"] == 1.0
+    kept = torch.load(stored_checkpoints(tmp_path / "checkpoints")[0] / "common.pt", weights_only=True)
+    assert kept["position"]["best_epoch"] == 2
+
+
+def test_only_the_last_checkpoints_stay(tmp_path: Path) -> None:
+    run(toy(), tmp_path, keep_checkpoints=2, checkpoint_every_steps=1)
+    assert [path.name for path in stored_checkpoints(tmp_path / "checkpoints")] == [
+        "epoch-0003-batch-000000",
+        "epoch-0002-batch-000004",
+    ]
+
+
+def test_accumulating_two_halves_equals_one_whole_batch(tmp_path: Path) -> None:
+    halves, whole = toy(batch_size=1, cases=4, noise=0.0, memory=0.0), toy(batch_size=2, cases=4, noise=0.0, memory=0.0)
+    run(halves, tmp_path / "halves", accumulate=2, epochs=2, clip_norm=None)
+    run(whole, tmp_path / "whole", accumulate=1, epochs=2, clip_norm=None)
+    torch.testing.assert_close(weights(halves), weights(whole))
+
+
+def test_clipping_bounds_the_step(tmp_path: Path) -> None:
+    """Plain gradient descent with rate 1 moves by exactly the clipped norm."""
+    stage = toy(learning_rate=1.0, cases=1, batch_size=1)
+    before = weights(stage).clone()
+    run(stage, tmp_path, epochs=1, clip_norm=0.01)
+    torch.testing.assert_close((weights(stage) - before).norm(), torch.tensor(0.01), rtol=1e-3, atol=0)
+
+
+def test_warm_up_scales_the_rate_and_leaves_it_whole(tmp_path: Path) -> None:
+    stage = toy(learning_rate=0.4)
+    seen: list[float] = []
+    stage.before_batch = lambda number: seen.append(stage.optimizer.param_groups[0]["lr"])
+    run(stage, tmp_path, epochs=1, warmup_steps=3)
+    assert seen == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert stage.optimizer.param_groups[0]["lr"] == 0.4
+
+
+def test_a_time_budget_ends_after_the_epoch(tmp_path: Path) -> None:
+    assert run(toy(), tmp_path, budget_s=1e-9 + 0.02, epochs=10_000).epochs < 10_000
+
+
+def test_an_empty_loader_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WorkFailedError, match=r"data\.cohorts"):
+        run(toy(cases=0), tmp_path)
+
+
+def test_every_epoch_is_reported_with_a_checkpoint(tmp_path: Path) -> None:
+    reports: list[Report] = []
+    config = TrainingConfig(epochs=2)
+    fit(toy(), config, World.local(report=reports.append), tmp_path)
+    assert [report.row["epoch"] for report in reports] == [0.0, 1.0]
+    assert all(report.checkpoint is not None for report in reports)
+    assert {"step", "train/loss", "train/squared", "train/grad_norm/toy", "val/error", "lr/toy"} <= set(reports[0].row)
+    assert list(reports[0].pictures) == ["fit"]
