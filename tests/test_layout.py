@@ -16,7 +16,9 @@ def test_the_top_level_the_project_was_promised_is_there(root: Path, name: str) 
 
 def test_platform_and_mlflow_resolve_to_the_real_ones_from_the_root(root: Path) -> None:
     # -c puts the working directory first on sys.path, as `python jobs/x.py` and Ray's workers may
-    code = "import platform, mlflow; print(platform.python_version()); print(mlflow.__file__); print(mlflow.__version__)"
+    code = (
+        "import platform, mlflow; print(platform.python_version()); print(mlflow.__file__); print(mlflow.__version__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     version, mlflow_file, _ = done.stdout.split()
     assert version == ".".join(map(str, sys.version_info[:3]))
@@ -47,4 +49,6 @@ def test_jobs_define_only_main(root: Path) -> None:
     for job in (root / "jobs").glob("*.py"):
         tree = ast.parse(job.read_text())
         defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-        assert defined == ["main"], f"{job.name} defines {defined}; classes pickled from a job script lose their identity"
+        assert defined == ["main"], (
+            f"{job.name} defines {defined}; classes pickled from a job script lose their identity"
+        )

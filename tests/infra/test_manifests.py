@@ -32,7 +32,9 @@ def schemas() -> Path:
 def test_kuberay_manifest_is_valid_against_its_schema(schemas: Path, name: str) -> None:
     for document in documents(BASE / name):
         schema = json.loads((schemas / f"ray.io_v1_{document['kind']}.json").read_text())
-        errors = [f"{'/'.join(map(str, e.path))}: {e.message}" for e in Draft202012Validator(schema).iter_errors(document)]
+        errors = [
+            f"{'/'.join(map(str, e.path))}: {e.message}" for e in Draft202012Validator(schema).iter_errors(document)
+        ]
         assert errors == []
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated
 
-import click
 import typer
+
+# typer carries its own copy of click and names these two nowhere else
+from typer._click.exceptions import ClickException, NoArgsIsHelpError, UsageError
 
 from hepalign import __version__
 from hepalign.cli import client, data, demo, doctor, evaluate, inference, operators, release, serve, train
@@ -48,13 +51,16 @@ def run(arguments: list[str] | None = None) -> None:
     """Parse and run; a call whose words are off ends with status 2 and one line."""
     try:
         status = app(args=arguments, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
+    except NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         sys.exit(EXIT_USAGE)
-    except click.ClickException as error:
-        where = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
-        print(f"error[usage]: {' '.join(error.format_message().split())}{where}", file=sys.stderr)
+    except ClickException as error:
+        where = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, UsageError) and error.ctx else ""
+        message = " ".join(error.format_message().split()) + where
+        print(f"error[usage]: {message}", file=sys.stderr)
+        if "--json" in (sys.argv if arguments is None else arguments):
+            print(json.dumps({"error": {"code": "usage", "message": message}}))
         sys.exit(EXIT_USAGE)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     sys.exit(status or 0)

@@ -64,7 +64,9 @@ def _run(work: Callable[[], Answer], *, as_json: bool, debug: bool) -> int:
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
-            return _report("interrupted", "stopped by the keyboard; run the same command again to go on", 130, stdout, as_json)
+            return _report(
+                "interrupted", "stopped by the keyboard; run the same command again to go on", 130, stdout, as_json
+            )
         except HepalignError as error:
             if debug:
                 traceback.print_exc()

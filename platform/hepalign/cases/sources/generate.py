@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from hepalign.cases.manifest import CohortWriter
+from hepalign.cases.writer import CohortWriter
 from hepalign.cases.phantom import PhantomCase, make_case
 from hepalign.cases.sources.simulate import simulate_pair
 from hepalign.image.volume import Volume

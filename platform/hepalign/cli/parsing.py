@@ -1,0 +1,55 @@
+"""Words of the command line that more than one command reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hepalign.cases.case import ROLES
+from hepalign.errors import BadInputError, UsageError
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """`128,128,96` to a triple of voxels, or a `usage` error."""
+    words = text.replace("x", ",").split(",")
+    if len(words) != 3 or not all(word.strip().isdigit() and int(word) >= 8 for word in words):
+        raise UsageError(
+            f"--shape takes three numbers of voxels of at least 8, such as 128,128,96, not {text!r}", code="usage"
+        )
+    i, j, k = (int(word) for word in words)
+    return i, j, k
+
+
+def parse_labels(words: list[str]) -> dict[str, str]:
+    """`pmr:tumour=FILE` words to `{"pmr_tumour": "FILE"}`."""
+    labels: dict[str, str] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        role, colon, structure = name.partition(":")
+        if not (equals and colon and path) or role not in ROLES or structure not in ("liver", "tumour"):
+            raise UsageError(
+                f"a label is ROLE:STRUCTURE=FILE with ROLE pmr, pct or ict and STRUCTURE liver or tumour, not {word!r}",
+                code="usage",
+            )
+        labels[f"{role}_{structure}"] = path
+    return labels
+
+
+def parse_role_files(words: list[str]) -> dict[str, str]:
+    """`pct=FILE` words to `{"pct": "FILE"}`."""
+    files: dict[str, str] = {}
+    for word in words:
+        role, equals, path = word.partition("=")
+        if not equals or role not in ROLES or not path:
+            raise UsageError(f"expected ROLE=FILE with ROLE pmr, pct or ict, not {word!r}", code="usage")
+        files[role] = path
+    return files
+
+
+def existing(path: str | Path) -> Path:
+    """The path, or `not_found` with its base name."""
+    found = Path(path)
+    if not found.exists():
+        raise BadInputError(
+            f"{found.name}: there is no such file or folder; check the path", code="not_found", status=404
+        )
+    return found
