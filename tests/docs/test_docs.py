@@ -1,0 +1,90 @@
+"""The docs say what is there: commands that parse, links that lead somewhere, every error code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer._click.exceptions import Exit
+from typer.main import get_command
+
+from hepalign.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+CODE_FOLDERS = ("platform/hepalign", "serve/hepalign_serve", "jobs")
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```(?:console|bash|sh)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def command_lines(program: str) -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            joined = block.replace("\\\n", " ")
+            lines = (line.strip().removeprefix("$ ") for line in joined.splitlines())
+            found += [(page.name, line) for line in lines if re.match(rf"([A-Z_]+=\S+ )*{program}\b", line)]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines("hepalign"))
+def test_every_hepalign_command_of_the_docs_parses(page: str, line: str) -> None:
+    words = [w for w in shlex.split(line, comments=True) if not re.fullmatch(r"[A-Z_]+=\S+", w)][1:]
+    words = words[: words.index("|")] if "|" in words else words
+    here = get_command(app)
+    context = here.make_context("hepalign", list(words), resilient_parsing=False)
+    rest = [*context.protected_args, *context.args] if hasattr(context, "protected_args") else context.args
+    while hasattr(here, "commands"):
+        name, here, rest = here.resolve_command(context, rest)
+        try:
+            context = here.make_context(name, list(rest), parent=context)
+        except Exit:
+            return
+        rest = [*getattr(context, "_protected_args", []), *context.args]
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines("make"))
+def test_every_make_target_of_the_docs_exists(page: str, line: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = [w for w in shlex.split(line, comments=True)[1:] if "=" not in w]
+    assert set(named) <= targets
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines("python"))
+def test_every_job_of_the_docs_exists(page: str, line: str) -> None:
+    script = shlex.split(line, comments=True)[1]
+    assert (ROOT / script).is_file() or script == "-m"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert lost == []
+
+
+def codes_in(tree: ast.AST) -> set[str]:
+    return {
+        keyword.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "code" and isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str)
+    }
+
+
+def test_every_error_code_stands_in_one_table() -> None:
+    text = (ROOT / "docs/reference/errors.md").read_text()
+    documented = re.findall(r"^\| `([a-z0-9_]+)` \|", text, flags=re.MULTILINE)
+    raised: set[str] = set()
+    for folder in CODE_FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            raised |= codes_in(ast.parse(path.read_text()))
+    assert len(documented) == len(set(documented)), "a code stands twice"
+    assert raised - set(documented) == set(), "raised and not documented"
+    assert set(documented) - raised == set(), "documented and never raised"
