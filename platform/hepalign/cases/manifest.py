@@ -15,12 +15,13 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 
-# An id is a folder name on every system and in a URL; two dots in a row would climb.
-Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,63}$")]
+# An id is a folder name on every system and a part of a URL.
+IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+Identifier = Annotated[str, StringConstraints(pattern=f"^{IDENTIFIER}$")]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class FileEntry(_Model):
@@ -49,6 +50,7 @@ class CaseEntry(_Model):
         return self
 
     def case(self) -> Case:
+        """The case that this entry describes."""
         return Case(self.id, self.patient, self.split, {n: e.path for n, e in self.files.items()}, self.attributes)
 
 
@@ -70,6 +72,7 @@ class Manifest(_Model):
         return self
 
     def to_json(self) -> bytes:
+        """The bytes of `manifest.json`; equal manifests have equal bytes."""
         return self.model_dump_json(indent=1).encode() + b"\n"
 
 

@@ -40,12 +40,14 @@ class FolderStore:
         self.root = root
 
     def read(self, key: str) -> bytes:
+        """The file's bytes; errors as `Store.read`."""
         try:
             return (self.root / key).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise missing_file(key) from error
 
     def fetch(self, entry: FileEntry) -> Path:
+        """The file itself, once its digest was checked; errors as `Store.fetch`."""
         path = self.root / entry.path
         if not path.is_file():
             raise missing_file(entry.path)
@@ -55,10 +57,12 @@ class FolderStore:
 
 
 def missing_file(key: str) -> BadInputError:
+    """`missing_file`, for a key of the cohort."""
     return BadInputError(f"{key}: not found in the cohort; copy it again or rebuild the cohort", code="missing_file")
 
 
 def changed_file(key: str) -> BadInputError:
+    """`changed_file` (fault 81), for a key of the cohort."""
     return BadInputError(
         f"{key}: has changed since the manifest was written (SHA-256 differs); restore the file or rebuild the cohort",
         code="changed_file",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, JsonValue
 from hepalign.cases.case import Split
 from hepalign.cases.landmarks import Landmarks, format_landmarks
 from hepalign.cases.manifest import (
+    IDENTIFIER,
     MANIFEST_NAME,
     CaseEntry,
     FileEntry,
@@ -169,9 +170,9 @@ class CohortWriter:
 
 
 def _require_identifier(word: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,63}", word):
+    if not re.fullmatch(IDENTIFIER, word):
         raise BadInputError(
-            "case and patient ids are pseudonyms of up to 64 letters, digits, '-', '_' and '.', first a letter or digit",
+            "case and patient ids are pseudonyms: up to 64 letters, digits, '-', '_' and '.', a letter or digit first",
             code="bad_case_id",
         )
 

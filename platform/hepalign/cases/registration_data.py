@@ -1,0 +1,359 @@
+"""Pairs with their true displacement on one network grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from hepalign.cases.augment import affine_about, contrast, index_grid, mapped, noisy, random_turn, sampled, smooth_warp
+from hepalign.cases.case import Case, Split
+from hepalign.cases.cohort import Cohort
+from hepalign.cases.loading import EpochLoader, Sample
+from hepalign.cases.placing import mask_centre_mm, placed_grid
+from hepalign.cases.prepared import Arrays, prepared, prepared_key
+from hepalign.image.geometry import Geometry
+from hepalign.image.intensity import SOFT_TISSUE_WINDOW_HU, body_mask, ct_to_unit, normalise_mr
+from hepalign.image.resample import resample
+from hepalign.image.volume import Volume
+from hepalign.transform import linear
+from hepalign.transform.displacement import DisplacementField, invert, resample_field
+
+Pair = Literal["ict_from_pct", "pct_from_ict", "pct_from_pmr", "single"]
+PROBE = "ict_probe_mask"
+SINGLES = ("pct", "ict_clean", "pmr_true_ct")
+SINGLE_BLUR_VOXELS = 0.6
+
+
+class RegistrationData(BaseModel):
+    """What the registration stage reads.
+
+    Attributes:
+        cohorts: folders or s3:// prefixes.
+        shape: voxels of the network's grid.
+        spacing_mm: its isotropic spacing.
+        window_hu: CT window that becomes [-1, 1].
+        pairs: `a_from_b` is fixed a, moving b; `single` is one image and itself under a random smooth warp.
+        pmr_image: what stands for the pMR: its true CT (an ideal synthesis) where there is one, or the MR itself.
+        prealign: take out the truth's best affine map, as the affine stage before the network does.
+        affine_jitter_mm: the affine stage's error in translation, ±.
+        affine_jitter_deg: its error in rotation, ±.
+        synthetic: share of training samples of which one image is replaced by the other under a random warp.
+        warp_mm: peak of that warp.
+        warp_period_mm: its coarseness.
+        batch_size: pairs a batch.
+        samples_per_pair: samples of each pair an epoch.
+        rotation_deg: common random rotation about each axis, ±.
+        scale: common random zoom, ±.
+        shift_mm: common random shift along each axis, ±.
+        contrast: strength of the random contrast phase of either image.
+        noise: standard deviation of additional noise, unit scale, at most.
+        workers: processes that read ahead (0: one thread).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    cohorts: list[str] = []
+    shape: tuple[int, int, int] = (96, 96, 80)
+    spacing_mm: float = Field(default=3.0, gt=0)
+    window_hu: tuple[float, float] = SOFT_TISSUE_WINDOW_HU
+    pairs: tuple[Pair, ...] = ("ict_from_pct", "pct_from_ict", "pct_from_pmr", "single")
+    pmr_image: Literal["pmr_true_ct", "pmr"] = "pmr_true_ct"
+    prealign: bool = True
+    affine_jitter_mm: float = Field(default=4.0, ge=0)
+    affine_jitter_deg: float = Field(default=2.0, ge=0)
+    synthetic: float = Field(default=0.25, ge=0, le=1)
+    warp_mm: float = Field(default=15.0, ge=0)
+    warp_period_mm: float = Field(default=72.0, gt=0)
+    batch_size: int = Field(default=1, ge=1)
+    samples_per_pair: int = Field(default=1, ge=1)
+    rotation_deg: float = Field(default=8.0, ge=0)
+    scale: float = Field(default=0.08, ge=0, lt=1)
+    shift_mm: float = Field(default=15.0, ge=0)
+    contrast: float = Field(default=0.3, ge=0)
+    noise: float = Field(default=0.04, ge=0)
+    workers: int = Field(default=0, ge=0)
+
+
+def registration_loader(
+    cohorts: Sequence[Cohort],
+    config: RegistrationData,
+    split: Split,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> EpochLoader:
+    """Batches of pairs on a grid of `shape` and `spacing_mm`, axis-aligned RAS, placed on the fixed image's anatomy.
+
+    `moving`, `fixed` [B, 1, D, H, W] in unit scale; `fixed_mask` 1 where the fixed image shows anatomy (not in the
+    probe's hole, not outside its field of view); `moving_liver`, `fixed_liver` 0 or 1, and `has_liver` [B] whether
+    both are known; `field` [B, 3, D, H, W] the true displacement in voxels, `fixed(p) ≈ moving(p + field(p))`, and
+    `has_field` [B] whether it is known; `case_id`. Errors as `EpochLoader`.
+    """
+    maker = _RegistrationSamples(cohorts, config, split)
+    return EpochLoader(
+        maker,
+        split,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        seed=seed,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    cohort: Cohort
+    case: Case
+    pair: Pair
+    fixed: str
+    moving: str
+    truth: str | None
+
+    @property
+    def names(self) -> list[str]:
+        livers = [f"{self.fixed[:3]}_liver", f"{self.moving[:3]}_liver"]
+        probe = [PROBE, "ict_clean"] if "ict" in (self.fixed, self.moving) else []
+        wanted = [self.fixed, self.moving, *livers, *probe, *([self.truth] if self.truth else [])]
+        return [name for name in dict.fromkeys(wanted) if self.case.has(name)]
+
+
+def _sources(cohort: Cohort, case: Case, config: RegistrationData) -> list[_Source]:
+    """Every pair that this case can give."""
+    pmr = config.pmr_image if case.has(config.pmr_image) else "pmr"
+    truth_ict, truth_pct = "truth_field_ict_from_pct", "truth_field_pct_from_pmr"
+    wanted: list[tuple[Pair, str, str, str]] = [
+        ("ict_from_pct", "ict", "pct", truth_ict),
+        ("pct_from_ict", "pct", "ict", truth_ict),
+        ("pct_from_pmr", "pct", pmr, truth_pct),
+    ]
+    found = [
+        _Source(cohort, case, pair, fixed, moving, truth if case.has(truth) else None)
+        for pair, fixed, moving, truth in wanted
+        if pair in config.pairs and case.has(fixed, moving)
+    ]
+    if "single" in config.pairs:
+        found += [_Source(cohort, case, "single", name, name, None) for name in SINGLES if case.has(name)]
+    return found
+
+
+class _RegistrationSamples:
+    def __init__(self, cohorts: Sequence[Cohort], config: RegistrationData, split: Split) -> None:
+        self._config = config
+        self._train = split == "train"
+        sources = [s for cohort in cohorts for case in cohort.cases(split) for s in _sources(cohort, case, config)]
+        pairs = [source for source in sources if source.pair != "single"]
+        # validation is about real pairs; single images only where there is nothing else
+        self._sources = sources if self._train or not pairs else pairs
+
+    def __len__(self) -> int:
+        return len(self._sources) * self._config.samples_per_pair
+
+    def make(self, index: int, rng: np.random.Generator) -> Sample:
+        source = self._sources[index % len(self._sources)]
+        arrays = self._prepared(source)
+        synthetic = source.pair == "single" or (self._train and rng.random() < self._config.synthetic)
+        common, jitter = self._maps(rng)
+        at = mapped(common, index_grid(self._config.shape))
+        sample = self._warped(rng, arrays, at, common) if synthetic else self._paired(arrays, at, common, jitter)
+        if self._train:
+            for name in ("moving", "fixed"):
+                sample[name] = contrast(rng, sample[name], self._config.contrast)
+        if self._train or synthetic:
+            for name in ("moving", "fixed"):
+                sample[name] = noisy(rng, sample[name], rng.uniform(0.25, 1.0) * self._config.noise)
+        return {**sample, "case_id": source.case.id}
+
+    def _maps(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Index maps: common to both images (training only), and the affine stage's error in the moving one."""
+        config = self._config
+        common = np.eye(4)
+        if self._train:
+            shift = rng.uniform(-config.shift_mm, config.shift_mm, 3) / config.spacing_mm
+            common = affine_about(config.shape, random_turn(rng, config.rotation_deg, config.scale), shift)
+        slip = rng.uniform(-config.affine_jitter_mm, config.affine_jitter_mm, 3) / config.spacing_mm
+        return common, affine_about(config.shape, random_turn(rng, config.affine_jitter_deg, 0.0), slip)
+
+    def _paired(
+        self, arrays: Arrays, at: Tensor, common: NDArray[np.float64], jitter: NDArray[np.float64]
+    ) -> dict[str, Tensor]:
+        """fixed'(i) = fixed(C i), moving'(i) = moving(C J i), so the truth is J⁻¹ C⁻¹ (C i + v(C i)) − i."""
+        moving_at = mapped(common @ jitter, index_grid(self._config.shape))
+        known = "field" in arrays
+        field = torch.zeros(3, *self._config.shape)
+        if known:
+            target = at + sampled(arrays["field"], _held(at, arrays["field"].shape[1:])).permute(1, 2, 3, 0)
+            back = mapped(_inverse(common @ jitter), target)
+            field = (back - index_grid(self._config.shape)).permute(3, 0, 1, 2).contiguous()
+        return {
+            "moving": sampled(arrays["moving"], moving_at, outside=-1.0),
+            "fixed": sampled(arrays["fixed"], at, outside=-1.0),
+            "fixed_mask": _binary(sampled(arrays["fixed_mask"], at)),
+            "moving_liver": _binary(sampled(arrays["moving_liver"], moving_at)),
+            "fixed_liver": _binary(sampled(arrays["fixed_liver"], at)),
+            "has_liver": torch.tensor(bool(arrays["has_liver"][0])),
+            "field": field,
+            "has_field": torch.tensor(known),
+        }
+
+    def _warped(
+        self, rng: np.random.Generator, arrays: Arrays, at: Tensor, common: NDArray[np.float64]
+    ) -> dict[str, Tensor]:
+        """One image and itself: moving'(i) = image(C i), fixed'(i) = moving'(i + s(i)); the truth is s."""
+        config = self._config
+        peak = config.warp_mm / config.spacing_mm * rng.uniform(0.2, 1.0)
+        field = smooth_warp(rng, config.shape, peak, config.warp_period_mm / config.spacing_mm)
+        warped_at = mapped(common, index_grid(config.shape) + field)
+        side = "fixed" if rng.random() < 0.5 else "moving"
+        return {
+            "moving": sampled(arrays[side], at, outside=-1.0),
+            "fixed": sampled(arrays[side], warped_at, outside=-1.0),
+            "fixed_mask": _binary(sampled(arrays[f"{side}_mask"], warped_at)),
+            "moving_liver": _binary(sampled(arrays[f"{side}_liver"], at)),
+            "fixed_liver": _binary(sampled(arrays[f"{side}_liver"], warped_at)),
+            "has_liver": torch.tensor(bool(arrays["has_liver"][0])),
+            "field": field.permute(3, 0, 1, 2).contiguous(),
+            "has_field": torch.tensor(True),
+        }
+
+    def _prepared(self, source: _Source) -> Arrays:
+        fields = ("shape", "spacing_mm", "window_hu", "pmr_image", "prealign")
+        recipe = self._config.model_dump(include=set(fields), mode="json") | {
+            "stage": "registration",
+            "pair": source.pair,
+            "names": [source.fixed, source.moving, *source.names],
+        }
+        digests = [source.cohort.entry(source.case, name).sha256 for name in source.names]
+        return prepared(prepared_key(digests, recipe), lambda: _PairMaker(source, self._config).arrays())
+
+
+def _binary(image: Tensor) -> Tensor:
+    return (image > 0.5).float()
+
+
+def _held(indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Indices held inside the grid: a field continues by its border value."""
+    return torch.minimum(indices.clamp_min(0), torch.tensor([n - 1.0 for n in shape]))
+
+
+class _PairMaker:
+    """Brings one pair onto its grid."""
+
+    def __init__(self, source: _Source, config: RegistrationData) -> None:
+        self._source, self._config = source, config
+
+    def arrays(self) -> Arrays:
+        source, config = self._source, self._config
+        fixed, moving = self._image(source.fixed), self._image(source.moving)
+        livers = [self._liver(name) for name in (source.fixed, source.moving)]
+        bodies = [_body(fixed, source.fixed), _body(moving, source.moving)]
+        grid = placed_grid(fixed.geometry, config.shape, config.spacing_mm, body=bodies[0], liver=livers[0])
+        truth = self._truth(grid)
+        affine = np.eye(4)
+        if config.prealign and source.pair != "single":
+            inside = resample(bodies[0], grid, mode="nearest").as_mask()
+            affine = _best_affine(truth, inside) if truth is not None else _centring(livers, bodies)
+        arrays: Arrays = {
+            "fixed": self._unit(source.fixed, fixed, grid),
+            "moving": self._unit(source.moving, _moved(moving, affine), grid),
+            "fixed_mask": self._valid(source.fixed, fixed, grid, np.eye(4)),
+            "moving_mask": self._valid(source.moving, moving, grid, affine),
+            "has_liver": np.array([all(liver is not None for liver in livers)]),
+        }
+        for side, liver, turn in (("fixed", livers[0], np.eye(4)), ("moving", livers[1], affine)):
+            known = (
+                resample(_moved(liver, turn), grid, mode="nearest", fill=0).as_mask() if liver else np.zeros(grid.shape)
+            )
+            arrays[f"{side}_liver"] = known.astype(np.uint8)
+        if truth is not None:
+            points = grid.grid_mm()
+            back = linear.apply(_inverse(affine), points + truth.vectors)
+            arrays["field"] = np.moveaxis((back - points) / config.spacing_mm, -1, 0).astype(np.float16)
+        return arrays
+
+    def _image(self, name: str) -> Volume:
+        """An image in its own units; the iCT's hole is filled by the probe-free scan where that is known."""
+        source = self._source
+        volume = source.cohort.volume(source.case, name)
+        if name == "ict" and source.case.has(PROBE, "ict_clean"):
+            hole = self._hole()
+            clean = source.cohort.volume(source.case, "ict_clean").as_float()
+            return volume.with_data(np.where(hole.as_mask(), clean, volume.as_float()))
+        return volume
+
+    def _hole(self) -> Volume:
+        return self._source.cohort.volume(self._source.case, PROBE)
+
+    def _liver(self, name: str) -> Volume | None:
+        liver = f"{name[:3]}_liver"
+        return self._source.cohort.volume(self._source.case, liver) if self._source.case.has(liver) else None
+
+    def _truth(self, grid: Geometry) -> DisplacementField | None:
+        source = self._source
+        if source.truth is None:
+            return None
+        field = source.cohort.field(source.case, source.truth)
+        return invert(field, grid) if source.pair == "pct_from_ict" else resample_field(field, grid)
+
+    def _unit(self, name: str, volume: Volume, grid: Geometry) -> NDArray[np.float16]:
+        if name == "pmr":
+            scaled, _ = normalise_mr(volume)
+            unit = resample(volume.with_data(scaled), grid, fill=-1.0).as_float()
+        else:
+            unit = ct_to_unit(resample(volume, grid, fill=-1024.0).as_float(), self._config.window_hu)
+        if self._source.pair == "single":
+            # both images of a synthetic pair come from this one: its voxel noise must not be there to lock on to
+            unit = gaussian_filter(unit, SINGLE_BLUR_VOXELS)
+        return unit.astype(np.float16)
+
+    def _valid(self, name: str, volume: Volume, grid: Geometry, affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """1 where the image was scanned and no probe hides it."""
+        seen = volume.with_data(np.ones(volume.data.shape, np.uint8))
+        valid = resample(_moved(seen, affine), grid, mode="nearest", fill=0).as_mask()
+        if name == "ict" and self._source.case.has(PROBE):
+            valid &= ~resample(_moved(self._hole(), affine), grid, mode="nearest", fill=0).as_mask()
+        return valid.astype(np.uint8)
+
+
+def _body(volume: Volume, name: str) -> Volume:
+    if name != "pmr":
+        return body_mask(volume)
+    scaled, _ = normalise_mr(volume)
+    return volume.with_data(scaled > -0.8)
+
+
+def _inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
+def _moved(volume: Volume, affine: NDArray[np.float64]) -> Volume:
+    """The volume as seen through a fixed-to-moving world map: `moved(x) = volume(affine x)`."""
+    return Volume(volume.data, Geometry(volume.geometry.shape, _inverse(affine) @ volume.geometry.affine))
+
+
+def _best_affine(truth: DisplacementField, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The affine map nearest to the truth over a mask, least squares, 4 x 4 fixed to moving."""
+    step = max(int(inside.sum()) // 20000, 1)
+    points = truth.geometry.grid_mm()[inside][::step]
+    return linear.fit_affine(points, points + truth.vectors[inside][::step]) if len(points) > 99 else np.eye(4)
+
+
+def _centring(livers: list[Volume | None], bodies: list[Volume]) -> NDArray[np.float64]:
+    """The shift that lays the livers' middles (the bodies' where a liver is missing) on each other."""
+    masks = [liver for liver in livers if liver is not None]
+    middles = [mask_centre_mm(mask) for mask in (masks if len(masks) == 2 else bodies)]
+    affine = np.eye(4)
+    if middles[0] is not None and middles[1] is not None:
+        affine[:3, 3] = middles[1] - middles[0]
+    return affine
