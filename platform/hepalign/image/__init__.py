@@ -1,1 +1,1 @@
-"""Volumes and their place in the world: grids, files, resampling, intensities. World coordinates are RAS millimetres."""
+"""Volumes and their place in the world: grids, files, resampling, intensities. The world is RAS millimetres."""

@@ -76,6 +76,7 @@ class Geometry:
 
     @property
     def voxel_volume_mm3(self) -> float:
+        """Volume of one voxel."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
     @property
@@ -100,8 +101,7 @@ class Geometry:
         """Whether each world point (..., 3) lies between the first and last voxel centres of every axis."""
         indices = self.world_to_index(points_mm)
         last = np.asarray(self.shape) - 1
-        inside: NDArray[np.bool_] = ((indices >= -1e-6) & (indices <= last + 1e-6)).all(axis=-1)
-        return inside
+        return np.asarray(((indices >= -1e-6) & (indices <= last + 1e-6)).all(axis=-1))
 
     def corners_mm(self) -> NDArray[np.float64]:
         """The eight outermost voxel centres, (8, 3), world."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +23,35 @@ BODY_THRESHOLD_HU = -400.0
 # The body is found on a grid this coarse: a couch or a sleeve is thinner than the opening, an arm is not.
 BODY_SPACING_MM = 4.0
 
-ArrayOrTensor = TypeVar("ArrayOrTensor", NDArray[np.float32], Tensor)
 
-
-def ct_to_unit(hu: ArrayOrTensor, window_hu: tuple[float, float] = CT_WINDOW_HU) -> ArrayOrTensor:
-    """Clip HU to `window_hu` and map it linearly onto [-1, 1]; any shape, numpy or torch."""
+@overload
+def ct_to_unit(hu: Tensor, window_hu: tuple[float, float] = ...) -> Tensor: ...
+@overload
+def ct_to_unit(hu: NDArray[np.generic], window_hu: tuple[float, float] = ...) -> NDArray[np.float32]: ...
+def ct_to_unit(
+    hu: Tensor | NDArray[np.generic], window_hu: tuple[float, float] = CT_WINDOW_HU
+) -> Tensor | NDArray[np.float32]:
+    """Clip HU to `window_hu` and map it linearly onto [-1, 1]; any shape, numpy (to float32) or torch."""
     low, high = window_hu
-    return hu.clip(low, high) * (2.0 / (high - low)) - (high + low) / (high - low)  # type: ignore[return-value]
+    scale, shift = 2.0 / (high - low), (high + low) / (high - low)
+    if isinstance(hu, Tensor):
+        return hu.clip(low, high) * scale - shift
+    return np.clip(np.asarray(hu, dtype=np.float32), low, high) * np.float32(scale) - np.float32(shift)
 
 
-def unit_to_ct(unit: ArrayOrTensor, window_hu: tuple[float, float] = CT_WINDOW_HU) -> ArrayOrTensor:
+@overload
+def unit_to_ct(unit: Tensor, window_hu: tuple[float, float] = ...) -> Tensor: ...
+@overload
+def unit_to_ct(unit: NDArray[np.generic], window_hu: tuple[float, float] = ...) -> NDArray[np.float32]: ...
+def unit_to_ct(
+    unit: Tensor | NDArray[np.generic], window_hu: tuple[float, float] = CT_WINDOW_HU
+) -> Tensor | NDArray[np.float32]:
     """The inverse of `ct_to_unit` (exact for HU inside the window)."""
     low, high = window_hu
-    return (unit + 1.0) * ((high - low) / 2.0) + low
+    half = (high - low) / 2.0
+    if isinstance(unit, Tensor):
+        return (unit + 1.0) * half + low
+    return (np.asarray(unit, dtype=np.float32) + np.float32(1.0)) * np.float32(half) + np.float32(low)
 
 
 @dataclass(frozen=True)
@@ -48,7 +64,7 @@ class MrScale:
     def apply(self, data: NDArray[np.generic]) -> NDArray[np.float32]:
         """Scanner units to [-1, 1], float32."""
         unit = (np.asarray(data, dtype=np.float32) - self.low) * (2.0 / (self.high - self.low)) - 1.0
-        return np.clip(unit, -1.0, 1.0).astype(np.float32)
+        return np.asarray(np.clip(unit, -1.0, 1.0), dtype=np.float32)
 
     def inverse(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
         """[-1, 1] back to scanner units (exact for what was not clipped)."""

@@ -54,8 +54,8 @@ def read_nifti(
         BadInputError: those of `parse_header`, and `empty_file`, `unsupported_media` (415), `too_large` (413),
             `truncated`, `corrupt_gzip`, `trailing_data`, `nonfinite_voxels`.
     """
-    header, voxels = read_voxels(source, name=name, orientation=orientation)
     name = source_name(source, name)
+    header, voxels, _ = read_voxels(source, name=name, orientation=orientation)
     if len(header.dims) != 3:
         raise BadInputError(f"{name}: a displacement field where an image is wanted", code="not_3d")
     return Volume(voxels, Geometry(header.shape, header.affine))
@@ -63,23 +63,23 @@ def read_nifti(
 
 def read_voxels(
     source: Path | str | bytes, *, name: str | None = None, orientation: Orientation = "auto"
-) -> tuple[NiftiHeader, NDArray[np.generic]]:
-    """The checked header and the scaled voxels (in native byte order) of a volume or a vector field."""
+) -> tuple[NiftiHeader, NDArray[np.generic], bytes]:
+    """The checked header, the scaled voxels (native byte order) of a volume or vector field, the bytes between them."""
     name = source_name(source, name)
     with closing(_Stream.open(source, name)) as stream:
         header = parse_header(stream.header(), name, orientation)
-        stream.skip(header.offset - header.size)
+        between = stream.exactly(header.offset - header.size)
         raw = stream.voxels(header)
         stream.expect_end()
     voxels = raw.reshape(header.dims, order="F")
     voxels = voxels.astype(header.dtype.newbyteorder("="), order="C")
     if (header.slope, header.inter) != (1.0, 0.0):
-        voxels = (voxels * np.float64(header.slope) + np.float64(header.inter)).astype(np.float32)
+        voxels = (voxels.astype(np.float64) * header.slope + header.inter).astype(np.float32)
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         raise BadInputError(
             f"{name}: voxels that are NaN or infinite; fill them before sending", code="nonfinite_voxels"
         )
-    return header, voxels
+    return header, voxels, between
 
 
 def write_nifti(volume: Volume, path: Path | str) -> None:
@@ -179,9 +179,6 @@ class _Stream:
             out[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
             filled += len(chunk)
         return out.view(header.dtype)
-
-    def skip(self, count: int) -> None:
-        self.exactly(count)
 
     def expect_end(self) -> None:
         """Check the gzip trailer and that nothing of size follows the voxels."""

@@ -60,11 +60,13 @@ class NiftiHeader:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """The three spatial dimensions."""
         d, h, w = self.dims[:3]
         return d, h, w
 
     @property
     def voxel_bytes(self) -> int:
+        """Bytes of the voxel block."""
         return math.prod(self.dims) * self.dtype.itemsize
 
 

@@ -37,6 +37,7 @@ class DisplacementField:
 
     @classmethod
     def identity(cls, geometry: Geometry) -> DisplacementField:
+        """The field that moves nothing."""
         return cls(np.zeros((*geometry.shape, 3), np.float32), geometry)
 
     @classmethod
@@ -109,7 +110,7 @@ def invert(
     """
     geometry = displacement.geometry if geometry is None else geometry
     nearest = nearest_linear(displacement)
-    back = np.linalg.inv(nearest)
+    back = linear_maps.inverse(nearest)
     guess = DisplacementField.from_linear(back, geometry).vectors
     read = _Reader(displacement)
     step = torch.from_numpy(np.ascontiguousarray(back[:3, :3].T, dtype=np.float32))
@@ -117,7 +118,7 @@ def invert(
     turn = torch.from_numpy(np.ascontiguousarray(world_to_index[:3, :3].T, dtype=np.float32))
     for slab, indices in affine_slabs(world_to_index @ geometry.affine, geometry.shape):
         guess[slab] = _solve(read, indices, torch.from_numpy(guess[slab]), step, turn, tolerance_mm, rounds).numpy()
-    return DisplacementField(guess, geometry, np.linalg.inv(displacement.linear))
+    return DisplacementField(guess, geometry, linear_maps.inverse(displacement.linear))
 
 
 def nearest_linear(displacement: DisplacementField) -> NDArray[np.float64]:
@@ -134,7 +135,7 @@ def nearest_linear(displacement: DisplacementField) -> NDArray[np.float64]:
 def _solve(
     read: _Reader, indices: Tensor, guess: Tensor, step: Tensor, turn: Tensor, tolerance_mm: float, rounds: int
 ) -> Tensor:
-    """Displacements v with v + u(y + v) = 0 at the voxels y whose indices (d, h, w, 3) in the field's grid are given."""
+    """The v with v + u(y + v) = 0 at voxels y, given as indices (d, h, w, 3) of the field's grid."""
     shape = guess.shape
     indices, moving = indices.reshape(-1, 3), guess.reshape(-1, 3).clone()
     best, best_error = moving.clone(), torch.full((len(moving),), torch.inf)

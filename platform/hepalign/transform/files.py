@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from pathlib import Path
 
 import h5py
@@ -20,13 +21,14 @@ from numpy.typing import NDArray
 from hepalign.errors import BadInputError, UsageError
 from hepalign.image.geometry import Geometry
 from hepalign.image.nifti import read_voxels, write_image
+from hepalign.image.nifti_header import NiftiHeader
 from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.linear import RAS_LPS, to_lps
 
 _VECTOR_INTENT = 1007
 _COMMENT = 6
 _LINEAR_KEY = "hepalign_linear_ras"
-_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_LINEAR_NOTE = b'{"' + _LINEAR_KEY.encode()
 _FLIP = np.array([-1.0, -1.0, 1.0], dtype=np.float32)
 
 
@@ -66,31 +68,43 @@ def _write_nifti(field: DisplacementField, path: Path) -> None:
     image = nib.Nifti1Image((field.vectors * _FLIP)[:, :, :, None, :], field.geometry.affine)
     image.header.set_intent("vector")
     if not np.array_equal(field.linear, np.eye(4)):
-        note = json.dumps({_LINEAR_KEY: field.linear.tolist()}).encode()
-        image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, note))
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, _note(field.linear)))
     write_image(image, field.geometry, path)
 
 
+def _note(linear: NDArray[np.float64]) -> bytes:
+    return json.dumps({_LINEAR_KEY: linear.tolist()}).encode()
+
+
 def _read_nifti(path: Path) -> DisplacementField:
-    header, voxels = read_voxels(path)
+    header, voxels, between = read_voxels(path)
     if len(header.dims) != 5:
         raise BadInputError(f"{path.name}: an image, not a displacement field (intent 1007, 5-D)", code="not_a_field")
     vectors = np.ascontiguousarray(voxels[:, :, :, 0, :], dtype=np.float32)
     # ITK reads intent 1006 (DISPVECT) as RAS and 1007 (VECTOR) as LPS.
     if header.intent == _VECTOR_INTENT:
         vectors *= _FLIP
-    return DisplacementField(vectors, Geometry(header.shape, header.affine), _noted_linear(path))
+    return DisplacementField(vectors, Geometry(header.shape, header.affine), _noted_linear(between, header, path.name))
 
 
-def _noted_linear(path: Path) -> NDArray[np.float64]:
-    for extension in nib.load(path).header.extensions:
-        if extension.get_code() == _COMMENT and _LINEAR_KEY in (text := str(extension.text)):
-            return _checked_linear(json.loads(text)[_LINEAR_KEY], path.name)
+def _noted_linear(extensions: bytes, header: NiftiHeader, name: str) -> NDArray[np.float64]:
+    """The linear part from the header's extensions: 4 flag bytes, then (size, code, content) blocks."""
+    layout = struct.Struct("<2i" if header.dtype.newbyteorder("=") == header.dtype else ">2i")
+    position = 4
+    while position + layout.size <= len(extensions):
+        size, code = layout.unpack_from(extensions, position)
+        content = extensions[position + layout.size : position + size].rstrip(b"\0")
+        if code == _COMMENT and content.startswith(_LINEAR_NOTE):
+            return _checked_linear(content, name)
+        position += max(size, layout.size)
     return np.eye(4)
 
 
-def _checked_linear(values: object, name: str) -> NDArray[np.float64]:
-    matrix = np.asarray(values, dtype=np.float64)
+def _checked_linear(values: bytes, name: str) -> NDArray[np.float64]:
+    try:
+        matrix = np.array(json.loads(values)[_LINEAR_KEY], dtype=np.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{name}: its linear part cannot be read", code="bad_transform") from error
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
         raise BadInputError(f"{name}: its linear part is no invertible 4 x 4 matrix", code="bad_transform")
     return matrix
@@ -109,7 +123,7 @@ def _write_h5(field: DisplacementField, path: Path) -> None:
     try:
         sitk.WriteTransform(sitk.DisplacementFieldTransform(image), str(partial))
         with h5py.File(partial, "r+") as file:
-            file[_LINEAR_KEY] = field.linear
+            file[_LINEAR_KEY] = np.frombuffer(_note(field.linear), np.uint8)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -173,4 +187,4 @@ def _stored_linear(path: Path, otherwise: NDArray[np.float64]) -> NDArray[np.flo
     if not h5py.is_hdf5(path):
         return otherwise
     with h5py.File(path, "r") as file:
-        return _checked_linear(file[_LINEAR_KEY][()], path.name) if _LINEAR_KEY in file else otherwise
+        return _checked_linear(file[_LINEAR_KEY][()].tobytes(), path.name) if _LINEAR_KEY in file else otherwise

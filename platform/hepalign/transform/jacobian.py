@@ -49,7 +49,8 @@ def folding_fraction(field: DisplacementField, where: NDArray[np.bool_] | None =
 
 
 def _triple(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return (a * torch.linalg.cross(b, c, dim=0)).sum(dim=0)
+    determinant: Tensor = (a * torch.linalg.cross(b, c, dim=0)).sum(dim=0)
+    return determinant
 
 
 def _edge_slabs(field: DisplacementField) -> Iterator[tuple[slice, list[Tensor], list[Tensor]]]:

@@ -43,6 +43,18 @@ def apply(matrix: NDArray[np.float64], points_mm: ArrayLike) -> NDArray[np.float
     return points
 
 
+def inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The map back.
+
+    Raises:
+        UsageError: `singular_map` when there is none.
+    """
+    try:
+        return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+    except np.linalg.LinAlgError as error:
+        raise UsageError("a linear map that flattens space has no inverse", code="singular_map") from error
+
+
 def to_lps(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """The same map written in LPS coordinates (and back: the function is its own inverse)."""
     flipped: NDArray[np.float64] = RAS_LPS @ matrix @ RAS_LPS

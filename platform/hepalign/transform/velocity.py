@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from hepalign.shapes import VoxelField
 from hepalign.transform.warp import warp_tensor
 
@@ -21,7 +23,7 @@ def integrate(velocity: VoxelField, steps: int = DEFAULT_SQUARINGS) -> VoxelFiel
     Returns:
         the displacement in voxels, float32 [B, 3, D, H, W]; minus the velocity gives its inverse.
     """
-    displacement = velocity.float() / 2**steps
+    displacement: Tensor = velocity.float() / 2**steps
     for _ in range(steps):
         displacement = displacement + warp_tensor(displacement, displacement)
     return displacement
