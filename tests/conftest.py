@@ -17,6 +17,14 @@ ROOT = Path(__file__).parents[1]
 ALLOWED_SKIPS: dict[str, str] = tomllib.loads((ROOT / "tests/allowed_skips.toml").read_text())["skips"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _prepared_arrays(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Keep what tests prepare out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEPALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository's root."""

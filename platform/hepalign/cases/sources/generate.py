@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hepalign.cases.writer import CohortWriter
+from hepalign.cases.case import Split
 from hepalign.cases.phantom import PhantomCase, make_case
 from hepalign.cases.sources.simulate import simulate_pair
 from hepalign.image.volume import Volume
@@ -30,6 +31,7 @@ def phantom_cohort(
     shape: tuple[int, int, int],
     spacing_mm: float,
     randomised: bool = False,
+    split: Split | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
@@ -42,13 +44,14 @@ def phantom_cohort(
         shape: voxels of the CT grid.
         spacing_mm: isotropic spacing of the CT grid.
         randomised: random intensities per organ, for contrast-invariant training.
+        split: where these patients go; None draws the paper's shares.
         workers: processes that generate side by side.
         progress: called after each case.
     """
     writer = CohortWriter(out)
     make = partial(make_case, shape=shape, spacing_mm=spacing_mm, randomised=randomised)
     ids = {f"phantom-{seed + n:05d}": partial(make, seed + n) for n in range(cases)}
-    _write(writer, ids, workers, progress)
+    _write(writer, ids, workers, progress, split=split)
 
 
 def simulated_cohort(
@@ -60,15 +63,16 @@ def simulated_cohort(
     cases: int,
     seed: int,
     phase: bool = False,
+    split: Split | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Write `cases` pCT/iCT pairs simulated from one real CT; all belong to one patient, `name`."""
+    """Write `cases` pCT/iCT pairs simulated from one real CT; all belong to one patient, `name`, and so to one split."""
     writer = CohortWriter(out)
     ids = {
         f"{name}-{seed + n:05d}": partial(simulate_pair, ct, liver, seed=seed + n, phase=phase) for n in range(cases)
     }
-    _write(writer, ids, workers, progress, patient=name)
+    _write(writer, ids, workers, progress, patient=name, split=split)
 
 
 def _write(
@@ -77,6 +81,7 @@ def _write(
     workers: int,
     progress: Progress | None,
     patient: str | None = None,
+    split: Split | None = None,
 ) -> None:
     missing = {id_: make for id_, make in makers.items() if not writer.has(id_)}
     done = len(makers) - len(missing)
@@ -89,6 +94,7 @@ def _write(
                 fields=made.fields,
                 landmarks=made.landmarks,
                 attributes=made.attributes,
+                split=split,
             )
             done += 1
             if progress is not None:
