@@ -16,7 +16,7 @@ class GeneratorConfig(BaseModel):
     Args:
         width: channels at full resolution; twice at one half, four times at one quarter.
         blocks: residual blocks at one quarter.
-        spacing_mm: the voxel size the network knows; None for the image's own.
+        spacing_mm: the isotropic voxel size the network knows; None for the image's own grid.
         patch: voxels of a training patch; whole volumes are run in windows of this size.
         window_hu: the HU range that is [-1, 1].
     """
@@ -25,7 +25,7 @@ class GeneratorConfig(BaseModel):
 
     width: int = Field(default=16, ge=1)
     blocks: int = Field(default=6, ge=0)
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: float | None = None
     patch: tuple[int, int, int] = (48, 48, 48)
     window_hu: tuple[float, float] = CT_WINDOW_HU
 

@@ -24,9 +24,10 @@ class InpaintingNetConfig(BaseModel):
         prior: whether the roughly aligned pCT is a second input; its encoder has half the widths.
         residual: predict the difference to a smooth fill of the hole (with a prior: to the harmonised prior) instead
             of the image itself.
-        spacing_mm: the voxel size the network knows; None for the image's own.
+        spacing_mm: the isotropic voxel size the network knows; None for the image's own grid.
         window_hu: the HU range that becomes [-1, 1].
         norm: batch norm at each level ("batch", frozen in the second phase) or none.
+        extractor: a record of the features that the perceptual and style losses looked at in training.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,9 +36,10 @@ class InpaintingNetConfig(BaseModel):
     head_width: int = Field(default=8, ge=1)
     prior: bool = True
     residual: bool = True
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: float | None = None
     window_hu: tuple[float, float] = CT_INPAINTING_WINDOW_HU
     norm: Literal["batch", "none"] = "batch"
+    extractor: str | None = None
 
 
 class ConvUNet(nn.Module):

@@ -1,0 +1,109 @@
+"""iCT and coarse probe mask to inpainted CT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hepalign.cases.placing import covering_grid
+from hepalign.errors import BadInputError
+from hepalign.image.geometry import Geometry
+from hepalign.image.intensity import ct_to_unit, unit_to_ct
+from hepalign.image.resample import resample
+from hepalign.image.volume import Volume
+from hepalign.inference.bundle import Bundle
+from hepalign.inference.tensors import device_of
+from hepalign.nets.precision import autocast
+from hepalign.nets.unet import InpaintingNetConfig
+
+# What the network sees around the hole: enough for the rim's texture and the harmonisation, little to compute.
+MARGIN_MM = 24.0
+
+
+@dataclass(frozen=True)
+class Inpainted:
+    """The iCT without the probe.
+
+    Args:
+        image: HU, float32, on the iCT's grid; outside `mask` equal to the iCT bit for bit (as float32).
+        mask: bool, the voxels that are synthetic.
+    """
+
+    image: Volume
+    mask: Volume
+
+
+def inpaint(bundle: Bundle, ict: Volume, probe_mask: Volume, prior: Volume | None = None) -> Inpainted:
+    """Fill the hole; only its box and a margin are computed.
+
+    Args:
+        bundle: the release.
+        ict: HU.
+        probe_mask: on the iCT's grid, True over probe and artefact.
+        prior: the pCT roughly aligned, HU, on the iCT's grid; NaN where it does not reach.
+
+    Raises:
+        BadInputError: `grid_mismatch` when mask or prior stand on another grid, `empty_mask` for a mask without voxels.
+    """
+    for name, volume in (("the probe mask", probe_mask), ("the prior", prior)):
+        if volume is not None and not volume.geometry.same_grid(ict.geometry):
+            raise BadInputError(f"{name} is not on the iCT's grid; resample it there first", code="grid_mismatch")
+    hole = probe_mask.as_mask()
+    if not hole.any():
+        raise BadInputError("the probe mask holds no voxel: there is nothing to inpaint", code="empty_mask")
+    box = _box_around(hole, ict.geometry)
+    region = _crop(ict, box)
+    filled = _fill(bundle, region, _crop(probe_mask, box).as_mask(), None if prior is None else _crop(prior, box))
+    image = ict.as_float().copy()
+    image[box] = np.where(hole[box], filled, image[box])
+    return Inpainted(ict.with_data(image), ict.with_data(hole))
+
+
+def _fill(bundle: Bundle, ict: Volume, hole: NDArray[np.bool_], prior: Volume | None) -> NDArray[np.float32]:
+    """HU at every voxel of the region."""
+    net = bundle.networks["inpainting"]
+    config = cast("InpaintingNetConfig", net.config)
+    grid = ict.geometry if config.spacing_mm is None else covering_grid(ict.geometry, config.spacing_mm)
+    device, low = device_of(net), config.window_hu[0]
+
+    def unit(volume: Volume) -> Tensor:
+        hu = resample(volume, grid, fill=low).as_float()
+        return torch.from_numpy(ct_to_unit(hu, config.window_hu))[None, None].to(device)
+
+    def share(mask: NDArray[np.bool_]) -> Tensor:
+        """How much of each voxel the mask covers."""
+        read = resample(ict.with_data(mask.astype(np.float32)), grid, fill=0.0)
+        return torch.from_numpy(read.as_float())[None, None].to(device)
+
+    # A voxel is valid only where no part of what it was interpolated from lies in the hole.
+    mask = ((share(hole) == 0) & (share(np.ones_like(hole)) > 0)).float()
+    inputs = [unit(ict) * mask, mask]
+    if config.prior and prior is not None:
+        known = np.isfinite(prior.as_float())
+        shown = prior.with_data(np.where(known, prior.as_float(), low).astype(np.float32))
+        inputs += [unit(shown), (share(known) > 0.999).float()]
+    with torch.inference_mode(), autocast(device):
+        result, _ = net(*inputs)
+    hu = unit_to_ct(result[0, 0].clamp(-1, 1).float().cpu().numpy(), config.window_hu)
+    return resample(Volume(hu, grid), ict.geometry).as_float()
+
+
+def _box_around(hole: NDArray[np.bool_], geometry: Geometry) -> tuple[slice, slice, slice]:
+    slices = []
+    for axis, spacing_mm in enumerate(geometry.spacing_mm):
+        filled = np.flatnonzero(hole.any(axis=tuple(other for other in range(3) if other != axis)))
+        margin = int(np.ceil(MARGIN_MM / spacing_mm))
+        slices.append(slice(max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, hole.shape[axis])))
+    return slices[0], slices[1], slices[2]
+
+
+def _crop(volume: Volume, box: tuple[slice, slice, slice]) -> Volume:
+    data = volume.data[box]
+    start = (box[0].start, box[1].start, box[2].start)
+    shape = (data.shape[0], data.shape[1], data.shape[2])
+    return Volume(data, volume.geometry.crop(start, shape))

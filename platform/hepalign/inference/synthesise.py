@@ -1,0 +1,46 @@
+"""pMR to synthetic CT."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hepalign.cases.placing import covering_grid
+from hepalign.image.intensity import normalise_mr, unit_to_ct
+from hepalign.image.resample import resample
+from hepalign.image.volume import Volume
+from hepalign.inference.bundle import Bundle
+from hepalign.inference.tensors import device_of, sliding_window
+from hepalign.nets.cyclegan import GeneratorConfig
+from hepalign.nets.precision import autocast
+
+
+def synthesise(bundle: Bundle, pmr: Volume) -> Volume:
+    """The CT that the MR would look like, HU as float32, on the pMR's own grid.
+
+    The MR is normalised, read at the network's spacing, run in windows of the size it was trained on, and read back.
+
+    Raises:
+        BadInputError: `constant_volume`.
+    """
+    net = bundle.networks["synthesis"]
+    config = cast("GeneratorConfig", net.config)
+    scaled, _ = normalise_mr(pmr)
+    unit = pmr.with_data(scaled)
+    if config.spacing_mm is not None:
+        unit = resample(unit, covering_grid(pmr.geometry, config.spacing_mm), fill=-1.0)
+    device = device_of(net)
+    image = torch.from_numpy(np.ascontiguousarray(unit.as_float()))[None, None].to(device)
+
+    def run(patch: Tensor) -> Tensor:
+        with autocast(device):
+            result: Tensor = net(patch)
+        return result
+
+    with torch.inference_mode():
+        synthetic = sliding_window(run, image, config.patch)
+    hu = unit_to_ct(synthetic[0, 0].cpu().numpy(), config.window_hu)
+    return resample(unit.with_data(hu), pmr.geometry, fill=config.window_hu[0])

@@ -1,0 +1,251 @@
+"""MR to CT: a CycleGAN held to the input's edges by mutual information (Wei et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from hepalign.cases.case import Split
+from hepalign.cases.cohort import Cohort
+from hepalign.cases.synthesis_data import SynthesisData, synthesis_loader
+from hepalign.losses.adversarial import ImageBuffer, judge_frozen, least_squares
+from hepalign.losses.mutual_information import mutual_information, subsample
+from hepalign.nets.checkpoint import unwrap
+from hepalign.nets.cyclegan import DiscriminatorConfig, GeneratorConfig, PatchDiscriminator, ResNetGenerator
+from hepalign.nets.precision import autocast, channels_last
+from hepalign.stages.pictures import montage
+from hepalign.stages.stage import Batch, Update
+
+
+class SynthesisLosses(BaseModel):
+    """Weights of the generators' losses; the adversarial terms have weight 1.
+
+    Args:
+        cycle: L1 between an image and itself after both generators.
+        identity: L1 between a CT and its "synthesis" from CT, relative to `cycle` as in Zhu et al.'s code.
+        mutual_information: of the input MR and the synthetic CT, maximised.
+        symmetric: also of the real CT and the synthetic MR.
+        bins: soft bins along either intensity axis.
+        voxels: voxels drawn from each patch for it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    cycle: float = Field(default=10.0, ge=0)
+    identity: float = Field(default=0.5, ge=0)
+    mutual_information: float = Field(default=1.0, ge=0)
+    symmetric: bool = False
+    bins: int = Field(default=32, ge=4)
+    voxels: int = Field(default=20000, ge=100)
+
+
+class SynthesisOptimizer(BaseModel):
+    """Adam as in the CycleGAN paper: a constant rate, then linearly to 0 from `decay_from` (a share of the epochs)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    generator_rate: float = Field(default=2e-4, gt=0)
+    discriminator_rate: float = Field(default=2e-4, gt=0)
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    decay_from: float = Field(default=0.5, ge=0, le=1)
+
+
+class SynthesisConfig(BaseModel):
+    """Everything the synthesis stage is made from; `net`'s spacing, patch and window are taken from `data`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: SynthesisData = SynthesisData()
+    net: GeneratorConfig = GeneratorConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    losses: SynthesisLosses = SynthesisLosses()
+    optimizer: SynthesisOptimizer = SynthesisOptimizer()
+    buffer: int = Field(default=50, ge=0)
+    seed: int = 0
+
+
+class SynthesisStage:
+    """The CycleGAN: two generators (`to_ct` is released, `to_mr`) and a discriminator for each modality."""
+
+    name = "synthesis"
+
+    def __init__(self, config: SynthesisConfig, cohorts: Sequence[Cohort], device: torch.device) -> None:
+        data = config.data
+        taken = {"spacing_mm": data.spacing_mm, "patch": data.patch, "window_hu": data.window_hu}
+        self.config = config.model_copy(update={"net": config.net.model_copy(update=taken)})
+        self.cohorts, self.device = cohorts, device
+        paired = any(case.has("pmr_true_ct") for cohort in cohorts for case in cohort.cases("val"))
+        self.selection = ("mae_hu" if paired else "edge_drift", True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self._nets: dict[str, nn.Module] = {
+                "to_ct": ResNetGenerator(self.config.net),
+                "to_mr": ResNetGenerator(self.config.net),
+                "judge_ct": PatchDiscriminator(config.discriminator),
+                "judge_mr": PatchDiscriminator(config.discriminator),
+            }
+        for net in self._nets.values():
+            channels_last(net.to(device))
+        betas, rates = (config.optimizer.beta1, 0.999), config.optimizer
+        self._optimizers = {
+            "generators": Adam(self._parameters("to_ct", "to_mr"), rates.generator_rate, betas),
+            "discriminators": Adam(self._parameters("judge_ct", "judge_mr"), rates.discriminator_rate, betas),
+        }
+        self._rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self._optimizers.items()}
+        self._buffers = {name: ImageBuffer(config.buffer, config.seed + n) for n, name in enumerate(("ct", "mr"))}
+        self._generator = torch.Generator().manual_seed(config.seed)
+
+    def nets(self) -> dict[str, nn.Module]:
+        """Both generators and both discriminators."""
+        return dict(self._nets)
+
+    def adopt(self, nets: Mapping[str, nn.Module]) -> None:
+        """Use these wrapped modules from now on."""
+        self._nets = dict(nets)
+
+    def export(self) -> tuple[nn.Module, BaseModel]:
+        """The MR to CT generator."""
+        return unwrap(self._nets["to_ct"]), self.config.net
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """One for both generators, one for both discriminators."""
+        return dict(self._optimizers)
+
+    def state(self) -> dict[str, object]:
+        """The image buffers and the random numbers of this rank."""
+        buffers = {name: buffer.state() for name, buffer in self._buffers.items()}
+        return {"buffers": buffers, "generator": self._generator.get_state()}
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Go on from what `state` gave."""
+        for name, buffer in cast("Mapping[str, Mapping[str, object]]", state["buffers"]).items():
+            self._buffers[name].load_state(buffer)
+        self._generator.set_state(cast("Tensor", state["generator"]))
+
+    def loader(self, split: Split, *, epoch: int, rank: int, world_size: int) -> Iterable[Batch]:
+        """Patches of MR and CT."""
+        return synthesis_loader(
+            self.cohorts,
+            self.config.data,
+            split,
+            seed=self.config.seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def begin_epoch(self, epoch: int, total: int) -> None:
+        """The learning rates of this epoch."""
+        start = self.config.optimizer.decay_from * total
+        share = 1.0 if epoch < start else (total - epoch) / max(total - start, 1.0)
+        for name, optimizer in self._optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self._rates[name] * min(share, 1.0)
+
+    def updates(self, batch: Batch) -> Iterator[Update]:
+        """The generators' step, then the discriminators'."""
+        mr, ct = self._images(batch, "mr", "ct")
+        with autocast(self.device):
+            # Instance norm treats every sample alone, so real and other images share one pass.
+            fake_ct, same_ct = self._nets["to_ct"](torch.cat([mr, ct])).chunk(2)
+            fake_mr, same_mr = self._nets["to_mr"](torch.cat([ct, mr])).chunk(2)
+            cycled_mr, cycled_ct = self._nets["to_mr"](fake_ct), self._nets["to_ct"](fake_mr)
+            judged_ct = judge_frozen(self._nets["judge_ct"], fake_ct)
+            judged_mr = judge_frozen(self._nets["judge_mr"], fake_mr)
+        terms = {
+            "adversarial_ct": least_squares(judged_ct, real=True),
+            "adversarial_mr": least_squares(judged_mr, real=True),
+            "cycle": F.l1_loss(cycled_mr, mr) + F.l1_loss(cycled_ct, ct),
+            "identity": F.l1_loss(same_ct, ct) + F.l1_loss(same_mr, mr),
+            "mutual_information": self._mutual_information(mr, fake_ct, ct, fake_mr),
+        }
+        weights = self.config.losses
+        loss = (
+            terms["adversarial_ct"]
+            + terms["adversarial_mr"]
+            + weights.cycle * (terms["cycle"] + weights.identity * terms["identity"])
+            - weights.mutual_information * terms["mutual_information"]
+        )
+        yield Update(self._optimizers["generators"], loss, _detached(terms))
+
+        with autocast(self.device):
+            of_ct = self._judge("judge_ct", ct, self._buffers["ct"].exchange(fake_ct))
+            of_mr = self._judge("judge_mr", mr, self._buffers["mr"].exchange(fake_mr))
+        terms = {"discriminator_ct": of_ct, "discriminator_mr": of_mr}
+        yield Update(self._optimizers["discriminators"], of_ct + of_mr, _detached(terms))
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> dict[str, float]:
+        """HU errors in the body where the true CT is known; always edge drift and mutual information with the MR."""
+        (mr,) = self._images(batch, "mr")
+        fake = self._synthesise(mr)
+        scores = {"edge_drift": edge_drift(mr, fake), "mutual_information": float(mutual_information(mr, fake).mean())}
+        if "true_ct" in batch:
+            truth, body = self._images(batch, "true_ct", "body")
+            low, high = self.config.data.window_hu
+            error_hu = (fake - truth) * ((high - low) / 2)
+            voxels = body.sum().clamp_min(1.0)
+            scores["mae_hu"] = float((error_hu.abs() * body).sum() / voxels)
+            mean_square = float((error_hu.square() * body).sum() / voxels)
+            scores["psnr_db"] = float(10 * np.log10((high - low) ** 2 / max(mean_square, 1e-6)))
+        return scores
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
+        """MR, synthetic CT and the CT of the batch, side by side."""
+        mr, ct = self._images(batch, "mr", "ct")
+        return {"mr_sct_ct": montage([mr, self._synthesise(mr), ct])}
+
+    def _synthesise(self, mr: Tensor) -> Tensor:
+        with autocast(self.device):
+            fake: Tensor = unwrap(self._nets["to_ct"])(mr)
+        return fake
+
+    def _judge(self, name: str, real: Tensor, fake: Tensor) -> Tensor:
+        of_real, of_fake = self._nets[name](torch.cat([real, fake])).chunk(2)
+        return (least_squares(of_real, real=True) + least_squares(of_fake, real=False)) / 2
+
+    def _mutual_information(self, mr: Tensor, fake_ct: Tensor, ct: Tensor, fake_mr: Tensor) -> Tensor:
+        weights = self.config.losses
+        images = subsample([mr, fake_ct, ct, fake_mr], weights.voxels, self._generator)
+        found = mutual_information(images[0], images[1], bins=weights.bins).mean()
+        if weights.symmetric:
+            found = found + mutual_information(images[2], images[3], bins=weights.bins).mean()
+        return found
+
+    def _images(self, batch: Batch, *names: str) -> list[Tensor]:
+        return [cast("Tensor", batch[name]).to(self.device, non_blocking=True) for name in names]
+
+    def _parameters(self, *names: str) -> list[nn.Parameter]:
+        return [parameter for name in names for parameter in self._nets[name].parameters()]
+
+
+def edge_drift(source: Tensor, result: Tensor) -> float:
+    """How far the result's edges are from the source's: 1 - mean cos^2 of their gradients' angle, 0 to 1.
+
+    The normalised gradient fields of Haber and Modersitzki (2006), weighted by the source's gradient so that flat
+    noise does not count; contrast may be inverted. [B, 1, D, H, W] each.
+    """
+    first, second = _gradients(source.float()), _gradients(result.float())
+    strength = first.square().sum(1)
+    edge = strength.mean().sqrt()
+    aligned = (first * second).sum(1).square()
+    cosine = aligned / (strength * second.square().sum(1) + 1e-4 * edge.square() + 1e-8)
+    weight = strength.sqrt()
+    return float(1 - (cosine * weight).sum() / weight.sum().clamp_min(1e-8))
+
+
+def _gradients(image: Tensor) -> Tensor:
+    return torch.cat(torch.gradient(image, dim=(2, 3, 4)), dim=1)
+
+
+def _detached(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: term.detach() for name, term in terms.items()}
