@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from hepalign.cases import s3
 from hepalign.cases.case import Case, Split
 from hepalign.cases.landmarks import Landmarks, read_landmarks
 from hepalign.cases.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
-from hepalign.cases.store import FolderStore, Store
+from hepalign.cases.prepared import cache_folder
+from hepalign.cases.store import FolderStore, S3Store, Store
 from hepalign.errors import BadInputError
 from hepalign.image.nifti import read_nifti
 from hepalign.image.volume import Volume
@@ -81,9 +83,21 @@ class Cohort:
 def open_cohort(location: Path | str) -> Cohort:
     """The cohort in a folder or under an `s3://bucket/prefix`.
 
+    A cohort under s3:// is read through the local cache (`HEPALIGN_CACHE`).
+
     Raises:
         BadInputError: `missing_cohort` where there is no manifest, `bad_manifest` where it cannot be used.
     """
+    word = str(location)
+    if word.startswith(s3.SCHEME):
+        url = s3.S3Url.parse(word)
+        try:
+            return Cohort(S3Store(url, cache_folder()), url.prefix.rpartition("/")[2] or url.bucket)
+        except BadInputError as error:
+            if error.code != "missing_file":
+                raise
+            message = f"no cohort under this prefix ({MANIFEST_NAME} is missing); check the place"
+            raise BadInputError(message, code="missing_cohort") from error
     root = Path(location)
     if not (root / MANIFEST_NAME).is_file():
         raise BadInputError(f"{root.name}: no cohort here ({MANIFEST_NAME} is missing)", code="missing_cohort")

@@ -59,6 +59,11 @@ def format_landmarks(landmarks: Landmarks) -> str:
     return text.getvalue()
 
 
+def write_landmarks(landmarks: Landmarks, path: Path) -> None:
+    """Write the CSV of `format_landmarks`."""
+    path.write_text(format_landmarks(landmarks), encoding="utf-8")
+
+
 def parse_landmarks(text: str, *, name: str) -> Landmarks:
     """Landmarks from CSV text with the columns name, x, y, z (mm, RAS); `name` stands for the file in errors.
 

@@ -45,8 +45,7 @@ class RegistrationData(BaseModel):
         prealign: take out the truth's best affine map, as the affine stage before the network does.
         affine_jitter_mm: the affine stage's error in translation, ±.
         affine_jitter_deg: its error in rotation, ±.
-        synthetic: share of training samples of which one image is replaced by the other under a random warp.
-        warp_mm: peak of that warp.
+        warp_mm: peak of the warp of `single`.
         warp_period_mm: its coarseness.
         batch_size: pairs a batch.
         samples_per_pair: samples of each pair an epoch.
@@ -69,7 +68,6 @@ class RegistrationData(BaseModel):
     prealign: bool = True
     affine_jitter_mm: float = Field(default=4.0, ge=0)
     affine_jitter_deg: float = Field(default=2.0, ge=0)
-    synthetic: float = Field(default=0.25, ge=0, le=1)
     warp_mm: float = Field(default=15.0, ge=0)
     warp_period_mm: float = Field(default=72.0, gt=0)
     batch_size: int = Field(default=1, ge=1)
@@ -163,7 +161,7 @@ class _RegistrationSamples:
     def make(self, index: int, rng: np.random.Generator) -> Sample:
         source = self._sources[index % len(self._sources)]
         arrays = self._prepared(source)
-        synthetic = source.pair == "single" or (self._train and rng.random() < self._config.synthetic)
+        synthetic = source.pair == "single"
         common, jitter = self._maps(rng)
         at = mapped(common, index_grid(self._config.shape))
         sample = self._warped(rng, arrays, at, common) if synthetic else self._paired(arrays, at, common, jitter)
@@ -215,13 +213,12 @@ class _RegistrationSamples:
         peak = config.warp_mm / config.spacing_mm * rng.uniform(0.2, 1.0)
         field = smooth_warp(rng, config.shape, peak, config.warp_period_mm / config.spacing_mm)
         warped_at = mapped(common, index_grid(config.shape) + field)
-        side = "fixed" if rng.random() < 0.5 else "moving"
         return {
-            "moving": sampled(arrays[side], at, outside=-1.0),
-            "fixed": sampled(arrays[side], warped_at, outside=-1.0),
-            "fixed_mask": _binary(sampled(arrays[f"{side}_mask"], warped_at)),
-            "moving_liver": _binary(sampled(arrays[f"{side}_liver"], at)),
-            "fixed_liver": _binary(sampled(arrays[f"{side}_liver"], warped_at)),
+            "moving": sampled(arrays["fixed"], at, outside=-1.0),
+            "fixed": sampled(arrays["fixed"], warped_at, outside=-1.0),
+            "fixed_mask": _binary(sampled(arrays["fixed_mask"], warped_at)),
+            "moving_liver": _binary(sampled(arrays["fixed_liver"], at)),
+            "fixed_liver": _binary(sampled(arrays["fixed_liver"], warped_at)),
             "has_liver": torch.tensor(bool(arrays["has_liver"][0])),
             "field": field.permute(3, 0, 1, 2).contiguous(),
             "has_field": torch.tensor(True),
@@ -268,7 +265,6 @@ class _PairMaker:
             "fixed": self._unit(source.fixed, fixed, grid),
             "moving": self._unit(source.moving, _moved(moving, affine), grid),
             "fixed_mask": self._valid(source.fixed, fixed, grid, np.eye(4)),
-            "moving_mask": self._valid(source.moving, moving, grid, affine),
             "has_liver": np.array([all(liver is not None for liver in livers)]),
         }
         for side, liver, turn in (("fixed", livers[0], np.eye(4)), ("moving", livers[1], affine)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from hepalign.cases import s3
 from hepalign.cases.manifest import FileEntry, sha256_of
-from hepalign.errors import BadInputError
+from hepalign.errors import BadInputError, WorkFailedError
 
 
 class Store(Protocol):
@@ -51,9 +53,66 @@ class FolderStore:
         path = self.root / entry.path
         if not path.is_file():
             raise missing_file(entry.path)
-        if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+        if not _is_entry(path, entry):
             raise changed_file(entry.path)
         return path
+
+
+class S3Store:
+    """A cohort under `s3://bucket/prefix`; its files are kept in a cache named by their SHA-256.
+
+    Processes share the cache: one downloads a file, the others wait for it; a download that broke off goes on where
+    it stopped, also in another process.
+
+    Args:
+        url: the cohort's place.
+        cache: where the copies lie.
+    """
+
+    def __init__(self, url: s3.S3Url, cache: Path) -> None:
+        self.url, self.cache = url, cache
+
+    def read(self, key: str) -> bytes:
+        """The object's bytes; errors as `Store.read` and `s3.named_errors`."""
+        return s3.read_object(self.url.bucket, self.url.key(key))
+
+    def fetch(self, entry: FileEntry) -> Path:
+        """A verified copy in the cache; errors as `Store.fetch` and `s3.named_errors`."""
+        path = self.cache / "objects" / entry.sha256[:2] / entry.sha256
+        with _usable_cache():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # flock ends with its process, so a killed download locks nobody out
+            with path.with_name(f"{path.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _is_entry(path, entry):
+                    self._download(entry, path)
+        return path
+
+    def _download(self, entry: FileEntry, path: Path) -> None:
+        partial = path.with_name(f"{path.name}.part")
+        resumed = partial.exists()
+        s3.download(self.url.bucket, self.url.key(entry.path), partial)
+        if not _is_entry(partial, entry) and resumed:
+            # what was left over may have been another object's beginning
+            partial.unlink()
+            s3.download(self.url.bucket, self.url.key(entry.path), partial)
+        if not _is_entry(partial, entry):
+            partial.unlink()
+            raise changed_file(entry.path)
+        partial.replace(path)
+
+
+def _is_entry(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
+
+
+@contextmanager
+def _usable_cache() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = "the cache folder cannot be used (full, or not writable); make room or set HEPALIGN_CACHE"
+        raise WorkFailedError(message, code="cache_unusable", status=507) from error
 
 
 def missing_file(key: str) -> BadInputError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -13,8 +15,9 @@ from typing import cast
 import numpy as np
 from pydantic import BaseModel, JsonValue
 
+from hepalign.cases import s3
 from hepalign.cases.case import Split
-from hepalign.cases.landmarks import Landmarks, format_landmarks
+from hepalign.cases.landmarks import Landmarks, write_landmarks
 from hepalign.cases.manifest import (
     IDENTIFIER,
     MANIFEST_NAME,
@@ -26,6 +29,7 @@ from hepalign.cases.manifest import (
     parse_manifest,
     sha256_of,
 )
+from hepalign.cases.prepared import cache_folder
 from hepalign.cases.splits import PAPER_SHARES, assign_splits
 from hepalign.cases.store import atomic_path
 from hepalign.errors import BadInputError
@@ -37,6 +41,8 @@ from hepalign.transform.files import write_field
 RECORD_NAME = "case.json"
 CT_NAMES = frozenset({"pct", "ict", "ict_clean", "pmr_true_ct"})
 MASK_NAME = re.compile(r"_(liver|probe_mask|ablation)$")
+# Files sent side by side.
+UPLOADS = 4
 LABEL_NAME = re.compile(r"_tumour$")
 
 
@@ -58,16 +64,19 @@ class CohortWriter:
     splits of its patients stay.
 
     Args:
-        out: the cohort's folder; it is made where it is missing.
+        out: the cohort's folder (it is made where it is missing) or an s3:// prefix. For a prefix the cases are
+            gathered in the cache and sent by `finish`, the manifest last; sending goes on where it broke off.
     """
 
     def __init__(self, out: Path | str) -> None:
-        self.root = Path(out)
+        self._url = s3.S3Url.parse(str(out)) if str(out).startswith(s3.SCHEME) else None
+        self.root = Path(out) if self._url is None else _staging(self._url)
         (self.root / "cases").mkdir(parents=True, exist_ok=True)
 
     def has(self, case_id: str) -> bool:
         """Whether this case was finished before."""
-        return (self.root / "cases" / case_id).is_dir()
+        there = (self.root / "cases" / case_id).is_dir()
+        return there or any(entry.id == case_id for entry in self._manifest().cases)
 
     def add(
         self,
@@ -107,7 +116,7 @@ class CohortWriter:
             for name, field in (fields or {}).items():
                 write_field(field, partial / file_name(name))
             for role, points in (landmarks or {}).items():
-                (partial / file_name(f"{role}_landmarks")).write_text(format_landmarks(points), encoding="utf-8")
+                write_landmarks(points, partial / file_name(f"{role}_landmarks"))
             names = [*volumes, *(fields or {}), *(f"{role}_landmarks" for role in landmarks or {})]
             entries = {name: _entry(case_id, partial / file_name(name)) for name in sorted(names)}
             record = _Record(
@@ -156,17 +165,45 @@ class CohortWriter:
         )
         with atomic_path(self.root / MANIFEST_NAME) as path:
             path.write_bytes(manifest.to_json())
+        if self._url is not None:
+            _send([case for case in manifest.cases if case.id in records], self.root, self._url)
+            shutil.rmtree(self.root)
+            return manifest
         for record in records:
             (self.root / "cases" / record / RECORD_NAME).unlink(missing_ok=True)
         return manifest
 
     def _manifest(self) -> Manifest:
+        if self._url is not None:
+            return _remote_manifest(self._url)
         path = self.root / MANIFEST_NAME
         return parse_manifest(path.read_bytes()) if path.is_file() else Manifest(cases=())
 
     def _records(self) -> Iterator[_Record]:
         for path in sorted((self.root / "cases").glob(f"[!.]*/{RECORD_NAME}")):
             yield _Record.model_validate_json(path.read_bytes())
+
+
+def _staging(url: s3.S3Url) -> Path:
+    place = hashlib.sha256(f"{url.bucket}/{url.prefix}".encode()).hexdigest()
+    return cache_folder() / "outgoing" / place
+
+
+def _remote_manifest(url: s3.S3Url) -> Manifest:
+    try:
+        return parse_manifest(s3.read_object(url.bucket, url.key(MANIFEST_NAME)))
+    except BadInputError as error:
+        if error.code != "missing_file":
+            raise
+        return Manifest(cases=())
+
+
+def _send(cases: list[CaseEntry], root: Path, url: s3.S3Url) -> None:
+    entries = [entry for case in cases for entry in case.files.values()]
+    with ThreadPoolExecutor(UPLOADS) as pool:
+        list(pool.map(lambda e: s3.upload(root / e.path, url.bucket, url.key(e.path), e.sha256), entries))
+    path = root / MANIFEST_NAME
+    s3.upload(path, url.bucket, url.key(MANIFEST_NAME), sha256_of(path))
 
 
 def _require_identifier(word: str) -> None:

@@ -1,0 +1,222 @@
+"""Objects in S3: what boto3 leaves to its callers, resumption and errors that say what to mend.
+
+Endpoint, region and credentials come by the usual variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, profiles …).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import botocore.exceptions
+import stamina
+import urllib3.exceptions
+from botocore.config import Config
+
+from hepalign.errors import BadInputError, UsageError, WorkFailedError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+SCHEME = "s3://"
+# S3's smallest part is 5 MiB; at 16 MiB ten thousand parts hold 160 GB.
+PART_BYTES = 16 << 20
+_CHUNK_BYTES = 1 << 20
+_DIGEST_KEY = "sha256"
+_STREAM_ATTEMPTS = 6
+
+# A body that breaks off: botocore retries requests, never a body that is being read.
+_BROKEN_STREAM = (
+    botocore.exceptions.ResponseStreamingError,
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ReadTimeoutError,
+    botocore.exceptions.ConnectionClosedError,
+    urllib3.exceptions.ProtocolError,
+    urllib3.exceptions.ReadTimeoutError,
+    ConnectionError,
+)
+
+
+@dataclass(frozen=True)
+class S3Url:
+    """A bucket and the prefix below which a cohort's keys lie (no slash at its end)."""
+
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, url: str) -> S3Url:
+        """From `s3://bucket/prefix`.
+
+        Raises:
+            UsageError: `bad_url`.
+        """
+        bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
+        if not url.startswith(SCHEME) or not bucket:
+            raise UsageError("an S3 place is written s3://bucket/prefix", code="bad_url")
+        return cls(bucket, prefix.strip("/"))
+
+    def key(self, path: str) -> str:
+        """The full key of a path below the prefix."""
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+
+@cache
+def client() -> S3Client:
+    """One client for the process (boto3's clients may be shared by threads)."""
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 6},
+        connect_timeout=5,
+        read_timeout=30,
+        max_pool_connections=16,
+    )
+    return boto3.client("s3", config=config)
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Turns boto3's errors into ours; `name` stands for the object.
+
+    Raises:
+        BadInputError: `missing_file`.
+        UsageError: `no_credentials`, `store_denied`.
+        WorkFailedError: `store_unavailable` (503) for everything that may pass.
+    """
+    try:
+        yield
+    except botocore.exceptions.ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if status == 404:
+            raise BadInputError(
+                f"{name}: not found in the object store; check the place", code="missing_file"
+            ) from error
+        if status in (401, 403):
+            message = f"{name}: the object store refuses these credentials; check them and the bucket's policy"
+            raise UsageError(message, code="store_denied", status=403) from error
+        raise _unavailable(name) from error
+    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
+        message = f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        raise UsageError(message, code="no_credentials") from error
+    except (botocore.exceptions.BotoCoreError, *_BROKEN_STREAM) as error:
+        raise _unavailable(name) from error
+
+
+def _unavailable(name: str) -> WorkFailedError:
+    return WorkFailedError(f"{name}: the object store does not answer; try again", code="store_unavailable", status=503)
+
+
+def read_object(bucket: str, key: str) -> bytes:
+    """A small object's bytes; errors as `named_errors`."""
+    with named_errors(_base(key)):
+        for attempt in stamina.retry_context(on=_BROKEN_STREAM, attempts=_STREAM_ATTEMPTS, wait_initial=0.05):
+            with attempt:
+                data = client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    return data
+
+
+def list_keys(bucket: str, prefix: str) -> list[str]:
+    """Every key that starts with `prefix`; errors as `named_errors`."""
+    with named_errors(_base(prefix)):
+        pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+
+def download(bucket: str, key: str, partial: Path) -> None:
+    """Fetch an object into a file, going on where the file ends; the caller checks the digest.
+
+    A broken connection is taken up again at the byte where it broke. Errors as `named_errors`.
+    """
+    with named_errors(_base(key)):
+        for attempt in stamina.retry_context(on=_BROKEN_STREAM, attempts=_STREAM_ATTEMPTS, wait_initial=0.05):
+            with attempt:
+                _append(bucket, key, partial)
+
+
+def _append(bucket: str, key: str, partial: Path) -> None:
+    start = partial.stat().st_size if partial.exists() else 0
+    size = client().head_object(Bucket=bucket, Key=key)["ContentLength"]
+    if start >= size:
+        # complete, or left over from a longer object: a wrong digest makes the caller start afresh
+        return
+    body = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-")["Body"]
+    with partial.open("ab") as file:
+        while chunk := body.read(_CHUNK_BYTES):
+            file.write(chunk)
+
+
+def upload(path: Path, bucket: str, key: str, sha256: str) -> None:
+    """Send a file, unless the object is already there; a broken multipart upload goes on with the parts missing.
+
+    The SHA-256 is kept as the object's metadata; every part is checksummed on its way. Errors as `named_errors`.
+    """
+    with named_errors(_base(key)):
+        size = path.stat().st_size
+        if _is_there(bucket, key, size, sha256):
+            return
+        if size > PART_BYTES:
+            _upload_parts(path, bucket, key, sha256)
+            return
+        checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
+        client().put_object(
+            Bucket=bucket, Key=key, Body=path.read_bytes(), ChecksumSHA256=checksum, Metadata={_DIGEST_KEY: sha256}
+        )
+
+
+def _is_there(bucket: str, key: str, size: int, sha256: str) -> bool:
+    try:
+        head = client().head_object(Bucket=bucket, Key=key)
+    except botocore.exceptions.ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+            return False
+        raise
+    return head["ContentLength"] == size and head["Metadata"].get(_DIGEST_KEY) == sha256
+
+
+def _upload_parts(path: Path, bucket: str, key: str, sha256: str) -> None:
+    upload_id, sent = _begun_upload(path, bucket, key)
+    if upload_id is None:
+        created = client().create_multipart_upload(Bucket=bucket, Key=key, Metadata={_DIGEST_KEY: sha256})
+        upload_id = created["UploadId"]
+    parts: list[CompletedPartTypeDef] = []
+    for number, data in _parts(path):
+        etag = sent.get(number)
+        if etag is None:
+            answer = client().upload_part(Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=data)
+            etag = answer["ETag"]
+        parts.append({"PartNumber": number, "ETag": etag})
+    client().complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts})
+
+
+def _begun_upload(path: Path, bucket: str, key: str) -> tuple[str | None, dict[int, str]]:
+    """An unfinished upload of this very file, and its parts; one of another content is aborted."""
+    listed = client().list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads", [])
+    for begun in (item for item in listed if item["Key"] == key):
+        upload_id = begun["UploadId"]
+        pages = client().get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload_id)
+        sent = {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", [])}
+        # an ETag is the part's MD5, here only to recognise our own bytes
+        own = {n: hashlib.md5(data, usedforsecurity=False).hexdigest() for n, data in _parts(path) if n in sent}
+        if sent and own == {number: etag.strip('"') for number, etag in sent.items()}:
+            return upload_id, sent
+        client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+    return None, {}
+
+
+def _parts(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        number = 1
+        while data := file.read(PART_BYTES):
+            yield number, data
+            number += 1
+
+
+def _base(key: str) -> str:
+    return key.rstrip("/").rpartition("/")[2]
