@@ -8,19 +8,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from hepalign.cases.writer import CohortWriter
 from hepalign.cases.case import Split
 from hepalign.cases.phantom import PhantomCase, make_case
 from hepalign.cases.sources.simulate import simulate_pair
+from hepalign.cases.writer import CohortWriter
 from hepalign.image.volume import Volume
 
 
-class Progress(Protocol):
-    """Told after each case how many are done."""
-
-    def __call__(self, done: int, total: int) -> None: ...
+# told after each case how many are done, and of how many
+Progress = Callable[[int, int], None]
 
 
 def phantom_cohort(
@@ -67,7 +64,7 @@ def simulated_cohort(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Write `cases` pCT/iCT pairs simulated from one real CT; all belong to one patient, `name`, and so to one split."""
+    """Write `cases` pCT/iCT pairs simulated from one real CT; all belong to one patient, `name`."""
     writer = CohortWriter(out)
     ids = {
         f"{name}-{seed + n:05d}": partial(simulate_pair, ct, liver, seed=seed + n, phase=phase) for n in range(cases)
@@ -110,10 +107,12 @@ def _results(makers: dict[str, partial[PhantomCase]], workers: int) -> Iterator[
     # spawn: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(makers)), mp_context=context) as pool:
-        yield _as_made(pool.submit, makers)
+        yield _as_made(pool, makers)
 
 
-def _as_made(submit: Callable[..., object], makers: dict[str, partial[PhantomCase]]) -> Iterator[tuple[str, PhantomCase]]:
+def _as_made(
+    submit: Callable[..., object], makers: dict[str, partial[PhantomCase]]
+) -> Iterator[tuple[str, PhantomCase]]:
     waiting = {submit(make): id_ for id_, make in makers.items()}
     for future in as_completed(waiting):  # type: ignore[arg-type, var-annotated]
         yield waiting[future], future.result()

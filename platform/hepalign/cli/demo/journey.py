@@ -25,7 +25,9 @@ class Journey:
         self.size = SIZES[size]
         self.journal = Journal(self.out / "steps")
         if not POLICY.is_file():
-            raise BadInputError("run the demo from the repository's root: it reads jobs/configs and mlflow", code="not_found")
+            raise BadInputError(
+                "run the demo from the repository's root: it reads jobs/configs and mlflow", code="not_found"
+            )
         # the demo's own tracking store, so that no champion of somebody's is replaced
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{self.out / 'mlflow.db'}"
         os.environ.pop("HEPALIGN_RELEASE", None)
@@ -140,7 +142,10 @@ class Journey:
         from hepalign.tracking.promotion import promote
 
         return promote(
-            str(self.out / "release"), evaluation=self.out / "evaluation/phantom", policy=POLICY, reason="the demo's release"
+            str(self.out / "release"),
+            evaluation=self.out / "evaluation/phantom",
+            policy=POLICY,
+            reason="the demo's release",
         )
 
     def _serve(self) -> Mapping[str, Any]:

@@ -36,7 +36,12 @@ def send_case(out: Path, cohort_folder: Path) -> Mapping[str, Any]:
             f"the served field differs from the in-process one by {difference:.3g} mm", code="parity_broken"
         )
     shutil.copyfile(served["files"] / "overview.png", out / "overview.png")
-    return {"case": case.id, "largest_difference_mm": difference, "result": served["result"], "timings": served["timings"]}
+    return {
+        "case": case.id,
+        "largest_difference_mm": difference,
+        "result": served["result"],
+        "timings": served["timings"],
+    }
 
 
 def _through_service(out: Path, cohort: Cohort, case: Case) -> dict[str, Any]:
@@ -54,15 +59,17 @@ def _through_service(out: Path, cohort: Cohort, case: Case) -> dict[str, Any]:
     with serving(settings) as service, Client(service.url, service.token) as client:
         timings["cold start"] = time.monotonic() - started
         remote = client.open_case()
-        for images, run in ((PLAN_IMAGES, client.plan), (GUIDE_IMAGES, client.guide)):
+        for name, images, run in (("plan", PLAN_IMAGES, client.plan), ("guide", GUIDE_IMAGES, client.guide)):
             started = time.monotonic()
-            for name, role in images.items():
-                if case.has(name):
-                    client.upload(remote, role, cohort.path(case, name))
+            for file, role in images.items():
+                if case.has(file):
+                    client.upload(remote, role, cohort.path(case, file))
             job = run(remote, wait_s=600.0)
             if job["state"] != "done":
                 raise WorkFailedError(f"the job ended as {job['state']}: {job.get('problem')}", code="job_failed")
-            timings["plan, uploads included" if run == client.plan else "guide, uploads included"] = time.monotonic() - started
+            timings["plan, uploads included" if run == client.plan else "guide, uploads included"] = (
+                time.monotonic() - started
+            )
         client.download(remote, files, job=job)
     result = json.loads((files / "result.json").read_text())
     return {"files": files, "result": result, "timings": {name: round(s, 2) for name, s in timings.items()}}
