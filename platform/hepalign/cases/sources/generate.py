@@ -15,7 +15,6 @@ from hepalign.cases.sources.simulate import simulate_pair
 from hepalign.cases.writer import CohortWriter
 from hepalign.image.volume import Volume
 
-
 # told after each case how many are done, and of how many
 Progress = Callable[[int, int], None]
 

@@ -67,9 +67,7 @@ def _through_service(out: Path, cohort: Cohort, case: Case) -> dict[str, Any]:
             job = run(remote, wait_s=600.0)
             if job["state"] != "done":
                 raise WorkFailedError(f"the job ended as {job['state']}: {job.get('problem')}", code="job_failed")
-            timings["plan, uploads included" if run == client.plan else "guide, uploads included"] = (
-                time.monotonic() - started
-            )
+            timings[f"{name}, uploads included"] = time.monotonic() - started
         client.download(remote, files, job=job)
     result = json.loads((files / "result.json").read_text())
     return {"files": files, "result": result, "timings": {name: round(s, 2) for name, s in timings.items()}}
