@@ -1,0 +1,1 @@
+"""Hepalign over HTTP: a Ray Serve application for hospital sites."""

@@ -1,0 +1,125 @@
+"""The HTTP application: every route of the contract, one error shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from sqlalchemy import text
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from hepalign.errors import HepalignError
+from hepalign_serve import case_routes, job_routes, problems
+from hepalign_serve.context import BySite, Context, DeskClient, InContext
+from hepalign_serve.guard import Guard, Observe
+from hepalign_serve.schemas import Problem, ReleaseView
+from hepalign_serve.settings import Settings
+
+WEB = Path(__file__).parent / "web"
+_ERRORS = {
+    "4XX": {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": "see the code"},
+    "5XX": {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": "see the code"},
+}
+
+
+def create_app(settings: Settings, desk: DeskClient, observe: Observe = lambda *_: None) -> FastAPI:
+    """The application of one ingress replica."""
+    app = FastAPI(
+        title="Hepalign",
+        version="1",
+        description="MR-CT registration for liver ablation. Research use only.",
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        responses=_ERRORS,  # type: ignore[arg-type]
+    )
+    app.state.context = Context(settings, desk)
+    app.add_middleware(Guard, limits=settings.limits, observe=observe)
+    app.add_exception_handler(HepalignError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.include_router(case_routes.router)
+    app.include_router(job_routes.router)
+    _add_probes(app)
+    if settings.viewer:
+        app.add_api_route("/", _viewer, include_in_schema=False)
+        app.add_api_route("/viewer/{name}", _viewer_file, include_in_schema=False)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.context.records.engine.dispose()
+
+
+def _add_probes(app: FastAPI) -> None:
+    @app.get("/healthz", summary="The process answers")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="A release is warm and the stores are there")
+    async def readyz(context: InContext) -> dict[str, str]:
+        try:
+            await context.reading(lambda session: session.execute(text("select 1")))
+            writable = (context.data_folder / "cases").is_dir()
+        except Exception as error:
+            raise problems.busy("the database cannot be reached", "not_ready", 503) from error
+        if not writable:
+            raise problems.busy("the store cannot be reached", "not_ready", 503)
+        if (await context.desk.status())["release"] is None:
+            raise problems.busy("no release is warm yet", "not_ready", 503)
+        return {"status": "ready"}
+
+    @app.get("/v1/release", summary="What is served")
+    async def release(caller: BySite, context: InContext) -> ReleaseView:
+        serving = (await context.desk.status())["release"]
+        if serving is None:
+            raise problems.busy("no release is warm yet", "not_ready", 503)
+        manifest = json.loads((Path(serving["folder"]) / "release.json").read_bytes())
+        networks = {name: {"sha256": entry.get("sha256")} for name, entry in manifest.get("networks", {}).items()}
+        return ReleaseView(
+            name=serving["name"], version=serving["version"], digest=serving["digest"], networks=networks
+        )
+
+
+async def _viewer() -> FileResponse:
+    return FileResponse(WEB / "index.html")
+
+
+async def _viewer_file(name: str) -> FileResponse:
+    files = {path.name: path for path in WEB.iterdir() if path.is_file()}
+    if name not in files:
+        raise problems.not_found()
+    return FileResponse(files[name])
+
+
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HepalignError)
+    return problems.from_error(error)
+
+
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    # Values as sent may hold patient data: only the places and the rules go back.
+    wrong = [f"{'.'.join(str(p) for p in e['loc'] if not isinstance(p, str) or len(p) < 40)}: {e['type']}"
+             for e in error.errors()[:5]]  # fmt: skip
+    malformed = any(e["type"] == "json_invalid" for e in error.errors())
+    if malformed:
+        return problems.response("bad_json", 400, "the body is not JSON")
+    return problems.response("invalid_request", 422, "; ".join(wrong))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    detail = "there is no such thing here" if error.status_code == 404 else str(error.detail)
+    return problems.response(code, error.status_code, detail, headers=error.headers)

@@ -1,0 +1,184 @@
+"""Cases: open, fill, list, erase."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import time
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from hepalign_serve import images, uploads, work
+from hepalign_serve.context import BySite, Caller, Context, InContext
+from hepalign_serve.payload import Received, receive
+from hepalign_serve.problems import RequestError, busy, not_found
+from hepalign_serve.records import Artifact, CaseRow, Image, Job
+from hepalign_serve.schemas import CaseLine, Cases, CaseView, Complete, ImageRole, ImageView, NewCase, PartsView
+from hepalign_serve.views import job_view
+
+router = APIRouter(prefix="/v1/cases", tags=["cases"])
+
+
+@router.post("", status_code=201, summary="Open a case")
+async def open_case(caller: BySite, context: InContext, response: Response, body: NewCase | None = None) -> CaseView:
+    """The new case, empty."""
+    case_id = secrets.token_hex(12)
+    await context.record(caller, "open", case_id)
+    row = await context.writing(lambda session: _open(session, caller.site, case_id, context))
+    response.headers["Location"] = f"/v1/cases/{case_id}"
+    return CaseView(id=row.id, created=row.created, images=[], jobs=[], artifacts=[])
+
+
+@router.get("", summary="The site's own cases")
+async def list_cases(caller: BySite, context: InContext) -> Cases:
+    """Newest first."""
+    await context.record(caller, "list", "cases")
+    own = select(CaseRow).where(CaseRow.site_id == caller.site).order_by(CaseRow.created.desc())
+    rows = await context.reading(lambda session: list(session.scalars(own)))
+    return Cases(cases=[CaseLine(id=row.id, created=row.created) for row in rows])
+
+
+@router.get("/{case_id}", summary="One case with its images, jobs and artifacts")
+async def show_case(case_id: str, caller: BySite, context: InContext) -> CaseView:
+    """The case as it stands."""
+    row = await context.own_case(caller, case_id, "show")
+    return await context.reading(lambda session: _case_view(session, row))
+
+
+@router.delete("/{case_id}", status_code=204, summary="Erase a case")
+async def erase_case(case_id: str, caller: BySite, context: InContext) -> None:
+    """Removes images, results and records; the audit line stays."""
+    await context.own_case(caller, case_id, "erase")
+    await context.writing(lambda session: erase(session, case_id))
+    await asyncio.to_thread(shutil.rmtree, context.data_folder / "cases" / case_id, True)
+
+
+@router.put("/{case_id}/images/{role}", status_code=201, summary="Upload an image")
+async def put_image(case_id: str, role: ImageRole, request: Request, caller: BySite, context: InContext) -> ImageView:
+    """NIfTI bytes or a DICOM zip; for `ict-probe-mask` also a JSON box or polygon."""
+    await context.own_case(caller, case_id, "upload")
+    await _within_quota(context, caller)
+    received = await receive(request, context.data_folder / "incoming", context.settings.limits)
+    return await _store(context, received, case_id, role, request.headers.get("content-type", ""))
+
+
+@router.put("/{case_id}/uploads/{role}/{part}", status_code=201, summary="Send one chunk of an image")
+async def put_part(
+    case_id: str, role: ImageRole, part: int, request: Request, caller: BySite, context: InContext
+) -> PartsView:
+    """Chunks are numbered from 0; one sent again replaces itself."""
+    await context.own_case(caller, case_id, "upload")
+    await _within_quota(context, caller)
+    folder = uploads.folder_of(context.data_folder, case_id, role)
+    uploads.check_part(part, context.settings.limits)
+    received = await receive(request, folder, context.settings.limits)
+    return PartsView(parts=await asyncio.to_thread(uploads.keep, received, folder, part, context.settings.limits))
+
+
+@router.get("/{case_id}/uploads/{role}", summary="Which chunks have come")
+async def show_parts(case_id: str, role: ImageRole, caller: BySite, context: InContext) -> PartsView:
+    """The chunks that need not be sent again."""
+    await context.own_case(caller, case_id, "upload")
+    return PartsView(parts=uploads.parts(uploads.folder_of(context.data_folder, case_id, role)))
+
+
+@router.post("/{case_id}/uploads/{role}/complete", status_code=201, summary="Put the chunks together")
+async def complete(case_id: str, role: ImageRole, body: Complete, caller: BySite, context: InContext) -> ImageView:
+    """Checks the whole against its SHA-256 and stores the image."""
+    await context.own_case(caller, case_id, "upload")
+    folder = uploads.folder_of(context.data_folder, case_id, role)
+    received = await asyncio.to_thread(
+        uploads.join, folder, body.parts, body.sha256, context.data_folder / "incoming", context.settings.limits
+    )
+    view = await _store(context, received, case_id, role, body.content_type)
+    await asyncio.to_thread(shutil.rmtree, folder, True)
+    return view
+
+
+@router.get("/{case_id}/artifacts/{name}", summary="Download a result", response_class=FileResponse)
+async def artifact(case_id: str, name: str, caller: BySite, context: InContext, job: str | None = None) -> FileResponse:
+    """The newest result of this name, or the one of `job`."""
+    await context.own_case(caller, case_id, "download")
+    found = await context.reading(lambda session: _artifact(session, case_id, name, job))
+    path = context.data_folder / found.path
+    if not path.is_file():
+        raise not_found()
+    return FileResponse(path, filename=found.name, headers={"ETag": f'"{found.sha256}"'})
+
+
+def erase(session: Session, case_id: str) -> None:
+    """Removes a case's rows; foreign keys take what hangs on it."""
+    session.execute(delete(CaseRow).where(CaseRow.id == case_id))
+
+
+def _open(session: Session, site: str, case_id: str, context: Context) -> CaseRow:
+    count = select(func.count()).select_from(CaseRow).where(CaseRow.site_id == site)
+    if (session.scalar(count) or 0) >= context.settings.limits.open_cases:
+        raise busy("this site has as many cases as it may: erase some", "too_many_cases", 429)
+    row = CaseRow(id=case_id, site_id=site, created=time.time(), touched=time.time())
+    session.add(row)
+    return row
+
+
+async def _within_quota(context: Context, caller: Caller) -> None:
+    used = await context.reading(lambda session: work.stored_bytes(session, caller.site, CaseRow))
+    if used >= context.settings.limits.site_bytes:
+        raise busy("this site's storage is full: erase some cases", "quota_reached", 429)
+
+
+async def _store(context: Context, received: Received, case_id: str, role: str, content_type: str) -> ImageView:
+    name = role.replace("-", "_")
+    image = await asyncio.to_thread(images.accept, received, case_id, name, content_type, context.data_folder)
+    try:
+        await context.writing(lambda session: _replace(session, case_id, image))
+    except BaseException:
+        (context.data_folder / image.path).unlink(missing_ok=True)
+        raise
+    return _image_view(image)
+
+
+def _replace(session: Session, case_id: str, image: Image) -> None:
+    case = session.get(CaseRow, case_id)
+    if case is None:
+        raise RequestError("the case was erased meanwhile", code="not_found", status=404)
+    case.touched = time.time()
+    session.merge(image)
+
+
+def _case_view(session: Session, row: CaseRow) -> CaseView:
+    pictures = session.scalars(select(Image).where(Image.case_id == row.id).order_by(Image.role))
+    jobs = session.scalars(select(Job).where(Job.case_id == row.id).order_by(Job.created))
+    names = session.scalars(select(Artifact.name).where(Artifact.case_id == row.id).distinct())
+    return CaseView(
+        id=row.id,
+        created=row.created,
+        images=[_image_view(image) for image in pictures],
+        jobs=[job_view(session, job) for job in jobs],
+        artifacts=sorted(names),
+    )
+
+
+def _image_view(image: Image) -> ImageView:
+    facts = image.facts
+    return ImageView(
+        role=image.role.replace("_", "-"),
+        sha256=image.sha256,
+        shape=facts.get("shape"),
+        spacing_mm=facts.get("spacing_mm"),
+        warnings=facts.get("warnings", []),
+    )
+
+
+def _artifact(session: Session, case_id: str, name: str, job_id: str | None) -> Artifact:
+    rows = select(Artifact).join(Job, Job.id == Artifact.job_id)
+    rows = rows.where(Artifact.case_id == case_id, Artifact.name == name).order_by(Job.finished.desc())
+    if job_id is not None:
+        rows = rows.where(Artifact.job_id == job_id)
+    found = session.scalars(rows.limit(1)).first()
+    if found is None:
+        raise not_found()
+    return found

@@ -1,0 +1,166 @@
+"""Starts and stops the service: Ray, Serve, the database, the first token."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from hepalign.errors import WorkFailedError
+from hepalign_serve import sites
+from hepalign_serve.deployments import compose
+from hepalign_serve.pipeline import HepalignPipeline, Pipeline
+from hepalign_serve.records import Records
+from hepalign_serve.settings import Settings, load_settings
+
+LOCAL_SITE = "local"
+APPLICATION = "hepalign"
+_ENDING = {signal.SIGINT, signal.SIGTERM}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running service; `token` is the first site's key, known only when this start made it."""
+
+    url: str
+    token: str | None
+    settings: Settings
+    owns_ray: bool
+
+    def stop(self) -> None:
+        """Ends the service, and Ray where `start` started it."""
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        if self.owns_ray:
+            ray.shutdown()
+
+
+def start(settings: Settings, *, pipeline: Pipeline | None = None, ready_s: float = 300.0) -> Server:
+    """Boots Serve with the release of the settings and blocks until it is ready.
+
+    Args:
+        settings: `load_settings` makes them from a YAML file.
+        pipeline: what replicas compute; the paper's chain by default.
+        ready_s: how long the release may take to be warm.
+
+    Raises:
+        WorkFailedError: `not_ready` when the service is not ready in time.
+    """
+    settings = _settled(settings)
+    records = prepare(settings)
+    token = None if sites.list_sites(records) else sites.add_site(records, LOCAL_SITE)
+    records.engine.dispose()
+    owns_ray = not ray.is_initialized()
+    if owns_ray:
+        _start_ray(settings)
+    serve.start(http_options={"host": settings.host, "port": settings.port, "request_timeout_s": 900})
+    serve.run(
+        compose(settings, pipeline or HepalignPipeline()),
+        name=APPLICATION,
+        route_prefix="/",
+        logging_config={"enable_access_log": False, "log_level": settings.log_level.upper()},
+    )
+    server = Server(f"http://{settings.host}:{settings.port}", token, settings, owns_ray)
+    _await_ready(server, ready_s)
+    return server
+
+
+def _settled(settings: Settings) -> Settings:
+    port = settings.port or _free_port(settings.host)
+    release = settings.release or os.environ.get("HEPALIGN_RELEASE", "")
+    return settings.model_copy(update={"data_folder": settings.data_folder.resolve(), "port": port, "release": release})
+
+
+def prepare(settings: Settings) -> Records:
+    """Makes the data folder and the tables where they are missing."""
+    settings.data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (settings.data_folder / "cases").mkdir(exist_ok=True)
+    records = Records(settings.database)
+    records.create()
+    return records
+
+
+def _start_ray(settings: Settings) -> None:
+    # Whoever reaches Ray's ports runs code. Ray guards a cluster of its own with the token that it finds here;
+    # RAY_AUTH_MODE is read when ray is imported, so setting it now would split driver and daemons.
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if settings.ray_address != "local":
+        ray.init(address=settings.ray_address, log_to_driver=False)
+        return
+    # Unix sockets end at 107 characters: Ray's folder has a short name.
+    folder = tempfile.mkdtemp(prefix="hep")
+    ray.init(
+        address="local", _temp_dir=folder, num_cpus=settings.ray_cpus, include_dashboard=False, log_to_driver=False
+    )
+
+
+def _await_ready(server: Server, ready_s: float) -> None:
+    until = time.monotonic() + ready_s
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"{server.url}/readyz", timeout=5):  # noqa: S310 (our own http address)
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    server.stop()
+    message = f"the service was not ready within {ready_s:g} s: look at its log for the release's fault"
+    raise WorkFailedError(message, code="not_ready")
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(settings: Settings, *, pipeline: Pipeline | None = None) -> Iterator[Server]:
+    """A running service for the length of a block, with a valid token in hand whatever the database held before."""
+    server = start(settings, pipeline=pipeline)
+    try:
+        yield server if server.token else replace(server, token=_fresh_token(server.settings))
+    finally:
+        server.stop()
+
+
+def serve_forever(*, release: str | None = None, config: Path | None = None) -> None:
+    """`hepalign serve`: starts, tells the address (and the first token, once), stays until interrupted."""
+    settings = load_settings(config) if config is not None else Settings()
+    if release is not None:
+        settings = settings.model_copy(update={"release": release})
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    server = start(settings)
+    try:
+        _say(f"serving at {server.url} (the viewer is there too)")
+        if server.token is not None:
+            _say(f"token of the site '{LOCAL_SITE}', shown this once: {server.token}")
+        signal.sigwait(_ENDING)
+    finally:
+        server.stop()
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def _fresh_token(settings: Settings) -> str:
+    records = Records(settings.database)
+    try:
+        known = [entry["site"] for entry in sites.list_sites(records)]
+        return sites.rotate(records, LOCAL_SITE) if LOCAL_SITE in known else sites.add_site(records, LOCAL_SITE)
+    finally:
+        records.engine.dispose()
