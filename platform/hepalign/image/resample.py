@@ -54,7 +54,7 @@ def affine_slabs(to_index: NDArray[np.float64], shape: tuple[int, int, int]) -> 
         the slab and its indices (d, H, W, 3): computed in float64, handed on in float32 (1e-5 voxels).
     """
     depth, height, width = shape
-    matrix = torch.from_numpy(np.ascontiguousarray(to_index[:3], dtype=np.float64))
+    matrix = torch.tensor(to_index[:3], dtype=torch.float64)
     i, j, k = (torch.arange(n, dtype=torch.float64)[:, None] for n in shape)
     plane = (j * matrix[:, 1])[:, None] + k * matrix[:, 2] + matrix[:, 3]
     rows = (i * matrix[:, 0])[:, None, None]
@@ -87,6 +87,12 @@ def outside(indices: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return ((indices < -0.5) | (indices >= size - 0.5)).any(dim=-1)
 
 
+def readable(data: NDArray[np.generic]) -> Tensor:
+    """An array as a tensor that is only read, copied where torch would warn of a read-only one."""
+    contiguous = np.ascontiguousarray(data)
+    return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
+
+
 class Interpolator:
     """A volume made ready to be read at continuous indices, slab after slab.
 
@@ -103,9 +109,7 @@ class Interpolator:
         self.data = volume.as_float() if mode == "linear" else np.ascontiguousarray(volume.data)
         self.fill = self.data.min() if fill is None else fill
         if mode == "linear":
-            # from_numpy warns about read-only arrays, and nothing here writes to it.
-            readable = self.data if self.data.flags.writeable else self.data.copy()
-            self._tensor = torch.from_numpy(readable)[None, None]
+            self._tensor = readable(self.data)[None, None]
 
     def __call__(self, indices: Tensor) -> NDArray[np.generic]:
         """Values at (d, h, w, 3) continuous indices, shape (d, h, w)."""

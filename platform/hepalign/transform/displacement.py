@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from hepalign.image.geometry import Geometry
-from hepalign.image.resample import affine_slabs, sample_grid
+from hepalign.image.resample import affine_slabs, readable, sample_grid
 from hepalign.transform import linear as linear_maps
 
 
@@ -84,7 +84,7 @@ def compose(outer: DisplacementField, inner: DisplacementField) -> DisplacementF
     world_to_index = np.linalg.inv(outer.geometry.affine)
     turn = torch.from_numpy(np.ascontiguousarray(world_to_index[:3, :3].T, dtype=np.float32))
     for slab, indices in affine_slabs(world_to_index @ inner.geometry.affine, inner.geometry.shape):
-        first = torch.from_numpy(np.ascontiguousarray(inner.vectors[slab]))
+        first = readable(inner.vectors[slab])
         indices += first @ turn
         torch.add(first, read(indices), out=torch.from_numpy(vectors[slab]))
     return DisplacementField(vectors, inner.geometry, outer.linear @ inner.linear)
@@ -157,10 +157,7 @@ class _Reader:
     """Reads u at continuous indices of its grid: linear inside; outside the border's residual on the linear part."""
 
     def __init__(self, displacement: DisplacementField) -> None:
-        vectors = displacement.vectors
-        # from_numpy warns about read-only arrays, and nothing here writes to it.
-        vectors = vectors if vectors.flags.writeable else vectors.copy()
-        self._image = torch.from_numpy(np.ascontiguousarray(vectors)).movedim(-1, 0)[None]
+        self._image = readable(displacement.vectors).movedim(-1, 0)[None]
         self._last = torch.tensor(displacement.geometry.shape, dtype=torch.float32) - 1
         growth = (displacement.linear[:3, :3] - np.eye(3)) @ displacement.geometry.affine[:3, :3]
         self._growth = torch.from_numpy(np.ascontiguousarray(growth.T, dtype=np.float32)) if growth.any() else None

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hepalign.image.resample import CHUNK_VOXELS
+from hepalign.image.resample import CHUNK_VOXELS, readable
 from hepalign.transform.displacement import DisplacementField
 
 
@@ -64,7 +64,7 @@ def _edge_slabs(field: DisplacementField) -> Iterator[tuple[slice, list[Tensor],
     for start in range(0, depth, step):
         stop = min(start + step, depth)
         low, high = max(start - 1, 0), min(stop + 1, depth)
-        vectors = torch.from_numpy(np.ascontiguousarray(np.moveaxis(field.vectors[low:high], -1, 0)))
+        vectors = readable(np.moveaxis(field.vectors[low:high], -1, 0))
         inner = slice(start - low, stop - low)
         forward, backward = [], []
         for axis in range(3):

@@ -95,7 +95,7 @@ def fit_rigid(from_mm: ArrayLike, to_mm: ArrayLike) -> NDArray[np.float64]:
 
 def _pairs(from_mm: ArrayLike, to_mm: ArrayLike, least: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     source, target = np.asarray(from_mm, dtype=np.float64), np.asarray(to_mm, dtype=np.float64)
-    if source.shape != target.shape or source.ndim != 2 or len(source) < least:
+    if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 3 or len(source) < least:
         message = f"a fit needs at least {least} pairs of points, got {source.shape} and {target.shape}"
         raise UsageError(message, code="too_few_points")
     return source, target

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hepalign.image.geometry import Geometry
-from hepalign.image.resample import Interpolator, Mode, affine_slabs, outside, sample_grid
+from hepalign.image.resample import Interpolator, Mode, affine_slabs, outside, readable, sample_grid
 from hepalign.image.volume import Volume
 from hepalign.shapes import Image, VoxelField
 from hepalign.transform.displacement import DisplacementField
@@ -53,7 +53,7 @@ def _moved_slabs(moving: Geometry, field: DisplacementField) -> Iterator[tuple[s
     inverse = np.linalg.inv(moving.affine)
     turn = torch.from_numpy(np.ascontiguousarray(inverse[:3, :3].T, dtype=np.float32))
     for slab, indices in affine_slabs(inverse @ field.geometry.affine, field.geometry.shape):
-        indices += torch.from_numpy(np.ascontiguousarray(field.vectors[slab])) @ turn
+        indices += readable(field.vectors[slab]) @ turn
         yield slab, indices
 
 

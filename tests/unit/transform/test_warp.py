@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hepalign.image.geometry import Geometry
+from hepalign.image.resample import resample
+from hepalign.image.volume import Volume
+from hepalign.transform import linear
+from hepalign.transform.displacement import DisplacementField
+from hepalign.transform.warp import outside_grid, warp, warp_tensor
+
+GRID = Geometry.from_spacing((10, 12, 9), (1.5, 2.0, 3.0), origin_mm=(-5, 3, 8))
+
+
+def noise(geometry: Geometry) -> Volume:
+    return Volume(np.random.default_rng(0).normal(size=geometry.shape).astype(np.float32), geometry)
+
+
+def test_a_shift_moves_the_image_against_the_displacement() -> None:
+    moving = noise(GRID)
+    shift = DisplacementField.from_linear(linear.translation((3.0, 0, 0)), GRID)
+    np.testing.assert_allclose(warp(moving, shift, fill=9.0).data[:-2], moving.data[2:], atol=1e-5)
+    assert (warp(moving, shift, fill=9.0).data[-2:] == 9.0).all()
+
+
+def test_identity_is_resampling() -> None:
+    moving, target = noise(GRID), Geometry.from_spacing((8, 8, 8), 1.7, direction=linear.rotation((9, 8, 7))[:3, :3])
+    identity = DisplacementField.identity(target)
+    np.testing.assert_allclose(warp(moving, identity).data, resample(moving, target).data, atol=1e-5)
+    labels = moving.with_data((moving.data > 0).astype(np.uint8))
+    warped = warp(labels, identity, mode="nearest")
+    assert warped.data.dtype == np.uint8
+    np.testing.assert_array_equal(warped.data, resample(labels, target, mode="nearest").data)
+
+
+def test_a_linear_field_equals_resampling_on_the_moved_grid() -> None:
+    matrix = linear.rotation((5, -12, 30), GRID.centre_mm) @ linear.translation((2, 1, -3))
+    moved = Geometry(GRID.shape, matrix @ GRID.affine)
+    moving = noise(GRID)
+    warped = warp(moving, DisplacementField.from_linear(matrix, GRID), fill=0.0)
+    np.testing.assert_allclose(warped.data, resample(moving, moved, fill=0.0).data, atol=1e-4)
+
+
+def test_outside_grid_is_where_warp_fills() -> None:
+    matrix = linear.rotation((5, -12, 30), GRID.centre_mm)
+    field = DisplacementField.from_linear(matrix, GRID)
+    filled = warp(noise(GRID), field, fill=77.0).data == 77.0
+    np.testing.assert_array_equal(outside_grid(GRID, field), filled)
+    assert 0 < filled.mean() < 1
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = DisplacementField.from_linear(linear.rotation((5, -12, 30), GRID.centre_mm), GRID)
+    whole = warp(noise(GRID), field).data
+    monkeypatch.setattr("hepalign.image.resample.CHUNK_VOXELS", 100)
+    np.testing.assert_array_equal(warp(noise(GRID), field).data, whole)
+
+
+def test_tensor_kernel_is_linear_interpolation_in_array_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 3, 6, 7, 8, generator=generator)
+    displacement = torch.zeros(2, 3, 6, 7, 8)
+    displacement[:, 0], displacement[:, 1], displacement[:, 2] = 1.0, -2.0, 0.25
+    warped = warp_tensor(image, displacement)
+    # p = (1, 3, 2) reads (2, 1, 2.25).
+    expected = 0.75 * image[:, :, 2, 1, 2] + 0.25 * image[:, :, 2, 1, 3]
+    torch.testing.assert_close(warped[:, :, 1, 3, 2], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(warp_tensor(image, torch.zeros(2, 3, 6, 7, 8)), image, atol=1e-5, rtol=0)
+
+
+def test_tensor_kernel_padding_and_nearest() -> None:
+    image = torch.ones(1, 1, 4, 4, 4)
+    away = torch.full((1, 3, 4, 4, 4), 10.0)
+    assert (warp_tensor(image, away, padding="border") == 1).all()
+    assert (warp_tensor(image, away, padding="zeros") == 0).all()
+    labels = torch.arange(64.0).reshape(1, 1, 4, 4, 4)
+    near = torch.zeros(1, 3, 4, 4, 4)
+    near[:, 2] = 0.4
+    assert (warp_tensor(labels, near, mode="nearest") == labels).all()
+
+
+def test_tensor_kernel_agrees_with_warp_on_volumes() -> None:
+    moving = noise(Geometry.from_spacing((9, 9, 9), 2.0))
+    voxels = np.random.default_rng(1).uniform(-0.4, 0.4, (9, 9, 9, 3)).astype(np.float32)
+    field = DisplacementField(voxels * np.float32(2.0), moving.geometry)
+    tensor = torch.from_numpy(voxels).movedim(-1, 0)[None]
+    ours = warp_tensor(torch.from_numpy(moving.as_float())[None, None], tensor)[0, 0].numpy()
+    np.testing.assert_allclose(warp(moving, field).data, ours, atol=1e-5)
+
+
+def test_tensor_kernel_gradients_are_right_and_float32_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 2, 5, 5, 5, generator=generator, requires_grad=True)
+    displacement = (torch.rand(1, 3, 5, 5, 5, generator=generator) * 0.6 + 0.2).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        warped = warp_tensor(image, displacement)
+    assert warped.dtype == torch.float32
+    warped[0, 0, 2, 2, 2].backward()
+    assert image.grad is not None
+    assert displacement.grad is not None
+    assert image.grad.sum().item() == pytest.approx(1.0, abs=1e-4)
+    step = torch.zeros_like(displacement)
+    step[0, 1, 2, 2, 2] = 1e-2
+    change = warp_tensor(image, displacement + step) - warp_tensor(image, displacement - step)
+    slope = change[0, 0, 2, 2, 2].item() / 2e-2
+    assert displacement.grad[0, 1, 2, 2, 2].item() == pytest.approx(slope, abs=1e-3)
