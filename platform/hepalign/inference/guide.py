@@ -1,0 +1,189 @@
+"""During the procedure: the plan's MR, CT and labels brought onto the intra-procedural CT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hepalign.errors import BadInputError, UsageError
+from hepalign.image.resample import resample
+from hepalign.image.volume import Volume
+from hepalign.inference.bundle import Bundle
+from hepalign.inference.labels import LabelMap, warp_labels
+from hepalign.inference.planner import Plan, Progress
+from hepalign.inference.provenance import provenance
+from hepalign.inference.quality import HIDDEN_SHARE, dice, hidden_share, judge, margin_coverage, tumour_names
+from hepalign.inference.register import Clock, Engine, Registration, deform, rescaled, start_matrix
+from hepalign.inference.result import GuideResult
+from hepalign.inference.sampling import to_rows
+from hepalign.inference.uncertainty import start_spread
+from hepalign.inference.workgrid import on_work_grid
+from hepalign.transform.displacement import DisplacementField, compose
+from hepalign.transform.warp import warp
+
+if TYPE_CHECKING:
+    from hepalign.inference.inpaint import Inpainted
+
+InpaintStep = Callable[[Bundle, Volume, Volume, Volume | None], "Inpainted"]
+
+
+def guide(
+    bundle: Bundle,
+    plan: Plan,
+    ict: Volume,
+    probe_mask: Volume,
+    *,
+    engine: Engine = "refine",
+    previous: DisplacementField | None = None,
+    budget_s: float | None = None,
+    labels: Mapping[str, Volume] | None = None,
+    ablation: Volume | None = None,
+    inpaint: InpaintStep | None = None,
+    progress: Progress | None = None,
+) -> GuideResult:
+    """Bring a plan onto an intra-procedural CT.
+
+    Args:
+        bundle: the release.
+        plan: of the same patient.
+        ict: HU, any grid.
+        probe_mask: True over probe and artefact, on the iCT's grid.
+        engine: `fast` or `refine`.
+        previous: the field of an earlier iCT of the same session (`load_previous`), to start from.
+        budget_s: seconds after which refinement stops with what it has.
+        labels: `ict_liver` (judges the result), where the site has one.
+        ablation: the planned or seen ablation zone on the iCT, for the margins.
+        inpaint: the inpainting step; serving hands in a remote one.
+        progress: called with a step's name and the fraction done.
+
+    Raises:
+        BadInputError: `no_overlap`, `probe_mask_grid`.
+        UsageError: `unknown_engine`.
+    """
+    if engine not in ("fast", "refine"):
+        raise UsageError(f"no guide engine is called {engine!r}; choose fast or refine", code="unknown_engine")
+    if not probe_mask.geometry.same_grid(ict.geometry):
+        raise BadInputError(
+            "the probe mask lies on another grid than the iCT: resample it first", code="probe_mask_grid"
+        )
+    if inpaint is None:
+        from hepalign.inference.inpaint import inpaint
+    clock = Clock(budget_s)
+    tell = progress or (lambda step, done: None)
+    tell("affine", 0.0)
+    matrix = start_matrix(plan.pct, ict, probe_mask, previous)
+    clock.mark("affine")
+    tell("inpaint", 0.2)
+    near = DisplacementField.from_linear(matrix, ict.geometry) if previous is None else previous
+    prior = warp(plan.pct, near) if near.geometry.same_grid(ict.geometry) else None
+    inpainted = inpaint(bundle, ict, probe_mask, prior)
+    clock.mark("inpaint")
+    tell("register", 0.5)
+    done = deform(
+        bundle, plan.pct, inpainted.image, matrix, engine=engine, probe_mask=probe_mask, initial=previous, clock=clock
+    )
+    tell("warp", 0.8)
+    result = _finish(bundle, plan, ict, inpainted, done, labels or {}, ablation, clock)
+    tell("done", 1.0)
+    return result
+
+
+def _finish(
+    bundle: Bundle,
+    plan: Plan,
+    ict: Volume,
+    inpainted: Inpainted,
+    done: Registration,
+    labels: Mapping[str, Volume],
+    ablation: Volume | None,
+    clock: Clock,
+) -> GuideResult:
+    from_pct = done.field
+    from_pmr = compose(plan.field_pct_from_pmr, from_pct)
+    clock.mark("compose")
+    pct_on_ict, pmr_on_ict = warp(plan.pct, from_pct), warp(plan.pmr, from_pmr)
+    carried = warp_labels(plan.labels, from_pct, from_pmr)
+    clock.mark("warp")
+    hole = inpainted.mask.as_mask()
+    tumours = tumour_masks(carried)
+    uncertainty = _uncertainty(done, tumours)
+    evidence = replace(
+        done.evidence,
+        liver_dice=_liver_dice(carried, labels),
+        uncertainty_mm=max(uncertainty.values(), default=None),
+    )
+    status, reasons = judge(evidence)
+    in_hole = any(hidden_share(mask, hole) > HIDDEN_SHARE for mask in tumours.values())
+    if in_hole and status == "accept":
+        status, reasons = "review", [*reasons, "a tumour lies in the inpainted region: it was not seen"]
+    if plan.quality.get("status") == "reject":
+        status, reasons = "reject", [*reasons, "the plan itself was rejected"]
+    warnings = list(done.warnings)
+    if carried is None or "liver" not in carried.names.values():
+        warnings.append("no liver mask came in: the liver's overlap was not judged")
+    clock.mark("quality")
+    quality = {**done.quality, "status": status, "reasons": reasons}
+    if evidence.liver_dice is not None:
+        quality["liver_dice"] = evidence.liver_dice
+    margins = {} if ablation is None else {
+        name: margin_coverage(ict.with_data(mask), resample(ablation, ict.geometry, mode="nearest"))
+        for name, mask in tumours.items()
+    }  # fmt: skip
+    inputs = {"ict": ict, "probe_mask": inpainted.mask}
+    return GuideResult(
+        ict=ict,
+        inpct=inpainted.image,
+        inpainted_mask=inpainted.mask,
+        pct_on_ict=pct_on_ict,
+        pmr_on_ict=pmr_on_ict,
+        labels_on_ict=None if evidence.failed else carried,
+        field_ict_from_pct=from_pct,
+        field_ict_from_pmr=from_pmr,
+        quality=quality,
+        provenance=provenance(bundle, inputs),
+        timings={**clock.timings, "compute_s": sum(clock.timings.values())},
+        plan_digest=plan.digest,
+        warnings=tuple(warnings),
+        degraded=bool(done.warnings),
+        uncertainty_mm=uncertainty,
+        margins=margins,
+        tumour_in_hole=in_hole,
+        outside_grid_fraction=done.evidence.outside_fraction,
+    )
+
+
+def tumour_masks(labels: LabelMap | None) -> dict[str, NDArray[np.bool_]]:
+    """Each tumour's voxels on the iCT, by name."""
+    if labels is None:
+        return {}
+    return {name: np.asarray(labels.volume.data) == value for name, value in tumour_names(labels).items()}
+
+
+def _liver_dice(carried: LabelMap | None, labels: Mapping[str, Volume]) -> float | None:
+    given = {name.replace(":", "_"): volume for name, volume in labels.items()}
+    if carried is None or "ict_liver" not in given or "liver" not in carried.names.values():
+        return None
+    seen = resample(given["ict_liver"], carried.volume.geometry, mode="nearest").as_mask()
+    return dice(np.asarray(carried.volume.data) > 0, seen)
+
+
+def _uncertainty(done: Registration, tumours: Mapping[str, NDArray[np.bool_]]) -> dict[str, float]:
+    """Spread of the field at each tumour, mm."""
+    if not tumours:
+        return {}
+    quarter = done.levels.quarter
+    i, j, k = quarter[0].shape[:3]
+    grid = done.levels.pair.work.with_shape((i, j, k))
+    spread = start_spread(quarter, rescaled(done.residual, (i, j, k)))
+    spread_mm = (spread * torch.tensor(grid.spacing_mm, dtype=torch.float32)).norm(dim=-1)
+    found = {}
+    for name, mask in tumours.items():
+        share = to_rows(on_work_grid(done.fixed.with_data(mask.astype(np.float32)), grid))[..., 0]
+        if float(share.sum()) > 0:
+            found[name] = round(float((spread_mm * share).sum() / share.sum()), 3)
+    return found

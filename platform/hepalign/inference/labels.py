@@ -1,0 +1,95 @@
+"""Labels carried through a field: the liver and each tumour kept apart in one map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from hepalign.errors import BadInputError
+from hepalign.image.volume import Volume
+from hepalign.transform.displacement import DisplacementField
+from hepalign.transform.warp import warp
+
+LIVER_VALUE = 1
+FIRST_TUMOUR_VALUE = 2
+LABEL_NAMES = ("pmr_liver", "pmr_tumour", "pct_liver", "pct_tumour")
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A map of label values and what each means (`liver`, `tumour 1`, `tumour 2`, …)."""
+
+    volume: Volume
+    names: Mapping[int, str]
+
+    def mask(self, name: str) -> NDArray[np.bool_]:
+        """Voxels of every label whose name begins with `name` (the liver includes its tumours)."""
+        values = [value for value, label in self.names.items() if label.startswith(name)]
+        return np.isin(self.volume.data, values)
+
+
+def checked_labels(labels: Mapping[str, Volume] | None) -> dict[str, Volume]:
+    """Labels by canonical name; `pmr:tumour` and `pmr_tumour` are one.
+
+    Raises:
+        BadInputError: `unknown_label`.
+    """
+    checked: dict[str, Volume] = {}
+    for name, volume in (labels or {}).items():
+        canonical = name.replace(":", "_")
+        if canonical not in LABEL_NAMES:
+            raise BadInputError(f"no label is called {name!r}; known: {', '.join(LABEL_NAMES)}", code="unknown_label")
+        checked[canonical] = volume
+    return checked
+
+
+def separate_tumours(mask: Volume) -> list[NDArray[np.bool_]]:
+    """One mask a tumour: the map's own values where it has several, else connected pieces."""
+    data = np.rint(np.asarray(mask.data)).astype(np.int64)
+    values = [int(value) for value in np.unique(data) if value > 0]
+    if len(values) > 1:
+        return [data == value for value in values]
+    pieces, count = ndimage.label(data > 0, ndimage.generate_binary_structure(3, 3))
+    return [pieces == index for index in range(1, count + 1)]
+
+
+def warp_labels(
+    labels: Mapping[str, Volume], from_pct: DisplacementField, from_pmr: DisplacementField | None
+) -> LabelMap | None:
+    """Liver (1) and tumours (2, 3, …) on the field's grid; None where there are no labels.
+
+    A structure labelled on both images comes from the pCT (one registration instead of two); each tumour is warped
+    by itself, linearly and cut at one half, so that small ones keep their volume.
+    """
+    out = np.zeros(from_pct.geometry.shape, np.uint8)
+    names: dict[int, str] = {}
+    liver = _chosen(labels, "liver", from_pct, from_pmr)
+    if liver is not None:
+        out[_warped(liver[0].as_mask(), liver)] = LIVER_VALUE
+        names[LIVER_VALUE] = "liver"
+    tumour = _chosen(labels, "tumour", from_pct, from_pmr)
+    if tumour is not None:
+        for index, piece in enumerate(separate_tumours(tumour[0])):
+            value = FIRST_TUMOUR_VALUE + index
+            out[_warped(piece, tumour)] = value
+            names[value] = f"tumour {index + 1}"
+    return LabelMap(Volume(out, from_pct.geometry), names) if names else None
+
+
+def _chosen(
+    labels: Mapping[str, Volume], structure: str, from_pct: DisplacementField, from_pmr: DisplacementField | None
+) -> tuple[Volume, DisplacementField] | None:
+    if f"pct_{structure}" in labels:
+        return labels[f"pct_{structure}"], from_pct
+    if f"pmr_{structure}" in labels and from_pmr is not None:
+        return labels[f"pmr_{structure}"], from_pmr
+    return None
+
+
+def _warped(mask: NDArray[np.bool_], source: tuple[Volume, DisplacementField]) -> NDArray[np.bool_]:
+    volume, field = source
+    return warp(volume.with_data(mask.astype(np.float32)), field, fill=0.0).as_mask()

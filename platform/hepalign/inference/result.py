@@ -1,0 +1,120 @@
+"""What a guide call gives back, and its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hepalign.errors import BadInputError
+from hepalign.image.nifti import write_nifti
+from hepalign.image.volume import Volume
+from hepalign.inference.labels import LabelMap
+from hepalign.inference.overview import write_overview
+from hepalign.inference.provenance import CONVENTION
+from hepalign.transform.displacement import DisplacementField
+from hepalign.transform.files import read_field, write_field
+
+
+@dataclass(frozen=True)
+class GuideResult:
+    """Everything on the iCT's grid.
+
+    Args:
+        ict: the intra-procedural CT that came in.
+        inpct: the iCT with the probe and its artefact inpainted.
+        inpainted_mask: bool, the synthetic voxels of `inpct`.
+        pct_on_ict: the pCT, resampled once.
+        pmr_on_ict: the pMR, resampled once through the composed field.
+        labels_on_ict: liver and tumours; None where no labels came in, or where no registration can be trusted.
+        field_ict_from_pct: maps iCT points into the pCT.
+        field_ict_from_pmr: maps iCT points into the pMR.
+        quality: CONTRACT's `quality` object.
+        provenance: release, digests, code version, device.
+        timings: seconds by step, and `compute_s`.
+        plan_digest: of the plan that was used.
+        warnings: what its reader should know.
+        degraded: True where a smaller or simpler way was taken.
+        uncertainty_mm: by tumour name, spread of the field there.
+        margins: by tumour name, coverage of the tumour and its 5 and 10 mm margins by the ablation zone.
+        tumour_in_hole: True where a tumour lies in inpainted voxels for the most part.
+        outside_grid_fraction: share of the iCT that maps outside the pCT.
+    """
+
+    ict: Volume
+    inpct: Volume
+    inpainted_mask: Volume
+    pct_on_ict: Volume
+    pmr_on_ict: Volume
+    labels_on_ict: LabelMap | None
+    field_ict_from_pct: DisplacementField
+    field_ict_from_pmr: DisplacementField
+    quality: Mapping[str, object]
+    provenance: Mapping[str, object]
+    timings: Mapping[str, float]
+    plan_digest: str
+    warnings: tuple[str, ...]
+    degraded: bool
+    uncertainty_mm: Mapping[str, float]
+    margins: Mapping[str, Mapping[str, float]]
+    tumour_in_hole: bool
+    outside_grid_fraction: float
+
+    def summary(self) -> dict[str, object]:
+        """The content of `result.json`."""
+        names = {} if self.labels_on_ict is None else self.labels_on_ict.names
+        return {
+            **self.provenance,
+            "timings": {name: round(seconds, 4) for name, seconds in self.timings.items()},
+            "quality": dict(self.quality),
+            "plan_digest": self.plan_digest,
+            "convention": CONVENTION,
+            "warnings": list(self.warnings),
+            "degraded": self.degraded,
+            "uncertainty_mm": dict(self.uncertainty_mm),
+            "margins": {name: dict(values) for name, values in self.margins.items()},
+            "tumour_in_hole": self.tumour_in_hole,
+            "outside_grid_fraction": self.outside_grid_fraction,
+            "labels": {str(value): name for value, name in names.items()},
+        }
+
+    def save(self, folder: Path, *, h5: bool = False) -> Path:
+        """Write CONTRACT's files into `folder` (`h5` adds the fields as ITK transforms); result.json comes last."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)
+        write_nifti(as_stored_ct(self.inpct), folder / "inpct.nii.gz")
+        write_nifti(self.inpainted_mask, folder / "inpainted_mask.nii.gz")
+        write_nifti(as_stored_ct(self.pct_on_ict), folder / "pct_on_ict.nii.gz")
+        write_nifti(self.pmr_on_ict, folder / "pmr_on_ict.nii.gz")
+        (folder / "labels_on_ict.nii.gz").unlink(missing_ok=True)
+        if self.labels_on_ict is not None:
+            write_nifti(self.labels_on_ict.volume, folder / "labels_on_ict.nii.gz")
+        for suffix in (".nii.gz", ".h5") if h5 else (".nii.gz",):
+            write_field(self.field_ict_from_pct, folder / f"field_ict_from_pct{suffix}")
+            write_field(self.field_ict_from_pmr, folder / f"field_ict_from_pmr{suffix}")
+        write_overview(self, folder / "overview.png")
+        (folder / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
+        return folder
+
+
+def load_previous(folder: Path) -> DisplacementField:
+    """The pCT-to-iCT field of an earlier result, for a repeated iCT to start from.
+
+    Raises:
+        BadInputError: `previous_missing` when the folder holds no finished result.
+    """
+    path = folder / "field_ict_from_pct.nii.gz"
+    if not (folder / "result.json").is_file() or not path.is_file():
+        raise BadInputError(
+            "the previous result lacks result.json or field_ict_from_pct.nii.gz: name the folder that `guide` wrote",
+            code="previous_missing",
+        )
+    return read_field(path)
+
+
+def as_stored_ct(volume: Volume) -> Volume:
+    """HU rounded to int16: a quarter of the bytes, and what scanners store."""
+    return volume.with_data(np.clip(np.rint(np.asarray(volume.data)), -32768, 32767).astype(np.int16))

@@ -1,0 +1,176 @@
+"""How alike two images are: local normalised cross-correlation and MIND-SSC, by box filters.
+
+A box filter with zeros outside is its own adjoint, so each gradient below is written with the same filter and no
+intermediate tensor is kept by autograd. Everything is float32: a bfloat16 variance would cancel to nothing.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# The variance floor of MONAI's LocalNormalizedCrossCorrelationLoss, of sums over the window.
+LNCC_VARIANCE_FLOOR = 1e-5
+MIND_CHANNELS = 12
+
+
+def window_sum(image: Tensor, size: int) -> Tensor:
+    """Sum over a cube of `size` (odd) voxels around each voxel, zeros outside; [B,C,D,H,W] to the same shape.
+
+    Each axis is summed by doubling (sums of 1, 2, 4 … neighbours), log2(size) additions instead of size.
+    """
+    for axis in (2, 3, 4):
+        image = _window_sum_along(image, axis, size)
+    return image
+
+
+def _window_sum_along(image: Tensor, axis: int, size: int) -> Tensor:
+    if size == 1:
+        return image
+    length, reach = image.shape[axis], size // 2
+    pad = [0, 0] * (4 - axis) + [reach, reach]
+    run = F.pad(image, pad)  # run[i] holds the sum of `width` voxels from i on
+    total: Tensor | None = None
+    start, width, rest = 0, 1, size
+    while True:
+        if rest & 1:
+            part = run.narrow(axis, start, length)
+            total = part if total is None else total + part
+            start += width
+        rest >>= 1
+        if not rest:
+            break
+        shorter = run.shape[axis] - width
+        run = run.narrow(axis, 0, shorter) + run.narrow(axis, width, shorter)
+        width *= 2
+    assert total is not None
+    return total
+
+
+class _SquaredLNCC(torch.autograd.Function):
+    """Voxelwise squared local NCC and its analytic gradient with respect to both images."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, size: int) -> Tensor:
+        count = float(size**3)
+        sums = window_sum(
+            torch.cat([prediction, target, prediction * prediction, target * target, prediction * target], 1), size
+        )
+        p_sum, t_sum, pp, tt, pt = sums.split(prediction.shape[1], 1)
+        cross = pt.addcmul(p_sum, t_sum, value=-1 / count)
+        p_var = pp.addcmul(p_sum, p_sum, value=-1 / count)
+        t_var = tt.addcmul(t_sum, t_sum, value=-1 / count)
+        p_live, t_live = p_var > LNCC_VARIANCE_FLOOR, t_var > LNCC_VARIANCE_FLOOR
+        p_var, t_var = p_var.clamp_min(LNCC_VARIANCE_FLOOR), t_var.clamp_min(LNCC_VARIANCE_FLOOR)
+        ratio = cross / (p_var * t_var)
+        squared = cross * ratio
+        ctx.size = size
+        ctx.save_for_backward(
+            prediction, target, p_sum, t_sum, ratio, squared / p_var * p_live, squared / t_var * t_live
+        )
+        return squared
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        prediction, target, p_sum, t_sum, ratio, p_share, t_share = ctx.saved_tensors
+        channels, count = prediction.shape[1], float(ctx.size**3)
+        # d ncc / d p_k = Σ_windows 2 ratio (t_k − t̄) − 2 ncc/p_var (p_k − p̄), each sum a box filter
+        along = 2 * grad * ratio
+        p_pull, t_pull = 2 * grad * p_share, 2 * grad * t_share
+        wanted_p, wanted_t = ctx.needs_input_grad[:2]
+        fields = [along]
+        if wanted_p:
+            fields += [p_pull, (p_pull * p_sum - along * t_sum) / count]
+        if wanted_t:
+            fields += [t_pull, (t_pull * t_sum - along * p_sum) / count]
+        summed = list(window_sum(torch.cat(fields, 1), ctx.size).split(channels, 1))
+        along_sum = summed.pop(0)
+        grad_p = grad_t = None
+        if wanted_p:
+            pull, offset = summed.pop(0), summed.pop(0)
+            grad_p = along_sum * target - pull * prediction + offset
+        if wanted_t:
+            pull, offset = summed.pop(0), summed.pop(0)
+            grad_t = along_sum * prediction - pull * target + offset
+        return grad_p, grad_t, None
+
+
+def squared_lncc(prediction: Tensor, target: Tensor, size: int = 9) -> Tensor:
+    """Squared local NCC at every voxel, in [0, 1] (Avants et al. 2008, doi 10.1016/j.media.2007.06.004).
+
+    Args:
+        prediction: [B,C,D,H,W] float32.
+        target: the same shape.
+        size: edge of the cubic window in voxels, odd.
+
+    Raises:
+        ValueError: when the shapes differ or `size` is even.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"local NCC of shapes {tuple(prediction.shape)} and {tuple(target.shape)}")
+    if size % 2 == 0:
+        raise ValueError(f"the window of local NCC has an odd edge, got {size}")
+    result: Tensor = _SquaredLNCC.apply(prediction.float(), target.float(), size)
+    return result
+
+
+def lncc_loss(prediction: Tensor, target: Tensor, size: int = 9, weight: Tensor | None = None) -> Tensor:
+    """Minus the (weighted) mean of `squared_lncc`; `weight` [B,1,D,H,W] keeps artefacts from voting."""
+    return -weighted_mean(squared_lncc(prediction, target, size), weight)
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over everything, or the mean weighted by [B,1,D,H,W] (0 where all weights are 0)."""
+    if weight is None:
+        return values.mean()
+    return (values * weight).sum() / (weight.sum() * values.shape[1]).clamp_min(1e-6)
+
+
+# MIND-SSC compares the pairs of the six face neighbours that are √2 apart (opposite ones are left out).
+_NEIGHBOURS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
+_PAIRS = tuple((a, b) for a, b in combinations(_NEIGHBOURS, 2) if sum(p * q for p, q in zip(a, b, strict=True)) == 0)
+
+
+def mind_ssc(image: Tensor, radius: int = 1, dilation: int = 1) -> Tensor:
+    """MIND self-similarity context (Heinrich et al. 2013, doi 10.1007/978-3-642-40811-3_24).
+
+    Twelve patch distances between neighbours of a voxel, relative to their mean (a local noise estimate), as
+    exp(−d/mean): indifferent to contrast, so that another phase or modality still agrees.
+
+    Args:
+        image: [B,1,D,H,W] float32.
+        radius: the patch is a cube of 2 radius + 1 voxels.
+        dilation: distance of the neighbours in voxels.
+
+    Returns:
+        [B,12,D,H,W] in (0, 1].
+    """
+    reach = dilation
+    padded = F.pad(image, [reach] * 6, mode="replicate")
+    shape = image.shape[2:]
+
+    def shifted(offset: tuple[int, ...]) -> Tensor:
+        i, j, k = (reach + dilation * o for o in offset)
+        return padded[:, :, i : i + shape[0], j : j + shape[1], k : k + shape[2]]
+
+    squares = torch.cat([(shifted(a) - shifted(b)).square() for a, b in _PAIRS], 1)
+    size = 2 * radius + 1
+    distances = window_sum(F.pad(squares, [radius] * 6, mode="replicate"), size)
+    inside = slice(radius, -radius) if radius else slice(None)
+    distances = distances[:, :, inside, inside, inside] / size**3
+    distances = distances - distances.amin(1, keepdim=True)
+    noise = distances.mean(1, keepdim=True)
+    typical = noise.mean(dim=(1, 2, 3, 4), keepdim=True)
+    noise = torch.maximum(torch.minimum(noise, typical * 1000), (typical * 1e-3).clamp_min(1e-12))
+    return torch.exp(-distances / noise)
+
+
+def mind_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """(Weighted) mean squared difference of the two images' MIND-SSC."""
+    return weighted_mean((mind_ssc(prediction) - mind_ssc(target)).square(), weight)

@@ -1,0 +1,154 @@
+"""The registration network: a two-level residual pyramid that predicts a stationary velocity.
+
+After VoxelMorph (Dalca et al. 2018, arXiv 1805.04605), LapIRN's pyramid of residual velocities (Mok & Chung 2020,
+arXiv 2006.16148) and PDD-Net's local cost volumes (Heinrich 2019, arXiv 1907.10931). Both images enter as MIND-SSC
+and intensity at half resolution; level 1 works at a quarter, level 2 at a half; the caller upsamples to full
+resolution, where only the warp is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from hepalign.losses.similarity import MIND_CHANNELS, mind_ssc
+from hepalign.transform.velocity import integrate
+from hepalign.transform.warp import warp_tensor
+
+
+class RegNetConfig(BaseModel):
+    """Widths and reach of `RegNet`.
+
+    Attributes:
+        encoder_channels: feature channels at half resolution; twice as many at a quarter.
+        level_channels: channels of the coarse U-Net and of the fine refiner.
+        coarse_reach: cost volume's reach at a quarter resolution, voxels of that level.
+        fine_reach: the same at half resolution.
+        fine_iterations: how often the fine refiner is applied, with shared weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder_channels: int = Field(16, ge=4)
+    level_channels: int = Field(32, ge=8)
+    coarse_reach: int = Field(2, ge=0, le=4)
+    fine_reach: int = Field(1, ge=0, le=2)
+    fine_iterations: int = Field(1, ge=1, le=4)
+
+
+@dataclass(frozen=True)
+class Velocities:
+    """What the network predicts, in voxels of each level's grid: [B,3,…] at a quarter and a half resolution."""
+
+    quarter: Tensor
+    half: Tensor
+
+
+class RegNet(nn.Module):
+    """Maps (moving, fixed) [B,1,D,H,W] to `Velocities`; D, H, W are multiples of 16."""
+
+    def __init__(self, config: RegNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or RegNetConfig()
+        c, width = self.config.encoder_channels, self.config.level_channels
+        self.encode_half = nn.Sequential(_conv(MIND_CHANNELS + 1, c), _conv(c, c))
+        self.encode_quarter = nn.Sequential(_conv(c, 2 * c, stride=2), _conv(2 * c, 2 * c))
+        coarse_costs = (2 * self.config.coarse_reach + 1) ** 3
+        self.coarse = _CoarseUNet(coarse_costs + 4 * c, width)
+        fine_costs = (2 * self.config.fine_reach + 1) ** 3
+        self.fine = nn.Sequential(_conv(fine_costs + 2 * c + 3, width), _conv(width, width), _conv(width, width))
+        self.coarse_velocity = _velocity_head(width)
+        self.fine_velocity = _velocity_head(width)
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Velocities:
+        """Unit-scale images in, velocities out; warps, costs' inputs and velocities stay float32 under autocast."""
+        if any(n % 16 for n in fixed.shape[2:]) or moving.shape != fixed.shape:
+            raise ValueError(f"RegNet takes equal shapes in multiples of 16, got {moving.shape} and {fixed.shape}")
+        batch = fixed.shape[0]
+        features = self.encode_half(self._features(torch.cat([moving, fixed])))
+        moving_half, fixed_half = features[:batch], features[batch:]
+        quarter = self.encode_quarter(features)
+        moving_quarter, fixed_quarter = quarter[:batch], quarter[batch:]
+
+        costs = cost_volume(moving_quarter, fixed_quarter, self.config.coarse_reach)
+        coarse = self.coarse_velocity(self.coarse(torch.cat([costs, moving_quarter, fixed_quarter], 1)))
+        velocity_quarter = coarse.float()
+        velocity = upsample_field(velocity_quarter)
+        for _ in range(self.config.fine_iterations):
+            displacement = integrate(velocity)
+            warped = warp_tensor(moving_half.float(), displacement).to(fixed_half.dtype)
+            costs = cost_volume(warped, fixed_half, self.config.fine_reach)
+            inputs = torch.cat([costs, warped, fixed_half, velocity.to(fixed_half.dtype)], 1)
+            velocity = velocity + self.fine_velocity(self.fine(inputs)).float()
+        return Velocities(velocity_quarter, velocity)
+
+    def _features(self, images: Tensor) -> Tensor:
+        half = F.avg_pool3d(images.float(), 2)
+        weight: Tensor = next(self.encode_half.parameters())
+        features = torch.cat([mind_ssc(half), half], 1).to(weight.dtype)
+        return features.contiguous(memory_format=torch.channels_last_3d)
+
+
+class _CoarseUNet(nn.Module):
+    """Three levels at a quarter, an eighth and a sixteenth: context for what the cost volume cannot decide."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(_conv(channels, 2 * width, kernel=1), _conv(2 * width, width))
+        self.down1 = nn.Sequential(_conv(width, 2 * width, stride=2), _conv(2 * width, 2 * width))
+        self.down2 = nn.Sequential(_conv(2 * width, 2 * width, stride=2), _conv(2 * width, 2 * width))
+        self.up1 = _conv(4 * width, 2 * width)
+        self.up0 = nn.Sequential(_conv(3 * width, width), _conv(width, width))
+
+    def forward(self, image: Tensor) -> Tensor:
+        first = self.enter(image)
+        second = self.down1(first)
+        third = self.down2(second)
+        second = self.up1(torch.cat([_double(third), second], 1))
+        result: Tensor = self.up0(torch.cat([_double(second), first], 1))
+        return result
+
+
+def cost_volume(moving: Tensor, fixed: Tensor, reach: int) -> Tensor:
+    """Mean product of features at each integer offset within ±reach: [B,C,D,H,W] twice to [B,(2 reach+1)³,D,H,W].
+
+    Offset o's channel holds ⟨fixed(x), moving(x + o)⟩ / C; zeros outside the grid.
+    """
+    padded = F.pad(moving, [reach] * 6)
+    shape = fixed.shape[2:]
+    offsets = range(2 * reach + 1)
+    costs = [
+        (fixed * padded[:, :, i : i + shape[0], j : j + shape[1], k : k + shape[2]]).mean(1)
+        for i in offsets
+        for j in offsets
+        for k in offsets
+    ]
+    return torch.stack(costs, 1)
+
+
+def upsample_field(field: Tensor) -> Tensor:
+    """A voxel field or velocity [B,3,d,h,w] on the grid of twice the shape, in that grid's voxels."""
+    return 2 * F.interpolate(field, scale_factor=2, mode="trilinear", align_corners=False)
+
+
+def _conv(inputs: int, outputs: int, *, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=kernel // 2), nn.LeakyReLU(0.1, inplace=True)
+    )
+
+
+def _velocity_head(width: int) -> nn.Conv3d:
+    head = nn.Conv3d(width, 3, 3, padding=1)
+    # starts at the identity transform
+    nn.init.normal_(head.weight, std=1e-4)
+    assert head.bias is not None
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _double(image: Tensor) -> Tensor:
+    return F.interpolate(image, scale_factor=2, mode="nearest")
