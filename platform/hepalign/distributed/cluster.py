@@ -1,0 +1,92 @@
+"""The Ray cluster that work runs on: the one of RAY_ADDRESS, or a private one on this machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from hepalign.errors import UsageError, WorkFailedError
+
+# Ray puts Unix sockets below its folder, and their paths may have 107 characters.
+LONGEST_TEMP_DIR = 40
+
+
+@contextmanager
+def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+    """Ray, for the length of a block.
+
+    A session that is already open is used and left open. Otherwise RAY_ADDRESS names the cluster; without it a private
+    one is started on this machine, with a token that only this process's children know, and ended with the block.
+
+    Args:
+        num_cpus: of a private cluster; None: this machine's cores.
+
+    Raises:
+        WorkFailedError: `cluster_unreachable`.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    folder = None if address else _short_folder()
+    try:
+        if address:
+            _join(address)
+        else:
+            # Ray turns token authentication on for a private cluster; without this it would write one to the home.
+            if not _has_token():
+                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
+            ray.init(
+                address="local",
+                num_cpus=num_cpus or os.cpu_count(),
+                include_dashboard=False,
+                _temp_dir=str(folder),
+                configure_logging=False,
+            )
+        yield
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_cpus(needed: float, what: str) -> None:
+    """Refuse what the cluster can never run, instead of waiting for ever.
+
+    Raises:
+        UsageError: `too_few_cpus`.
+    """
+    there = float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+    if needed > there + 1e-6:
+        raise UsageError(
+            f"{what} needs {needed:g} CPUs and the cluster has {there:g}: lower workers.count or workers.cpus, "
+            "or set workers.autoscaling=true where nodes come on demand",
+            code="too_few_cpus",
+        )
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, configure_logging=False)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        raise WorkFailedError(
+            "no Ray cluster answers at RAY_ADDRESS: start one, or unset the variable to work on this machine",
+            code="cluster_unreachable",
+        ) from error
+
+
+def _has_token() -> bool:
+    return "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+
+
+def _short_folder() -> Path:
+    chosen = Path(tempfile.gettempdir())
+    base = chosen if len(str(chosen)) < LONGEST_TEMP_DIR else Path("/tmp")  # noqa: S108 - mkdtemp makes it private
+    return Path(tempfile.mkdtemp(prefix="ray-", dir=base))

@@ -1,0 +1,292 @@
+"""Training a stage: in this process, or on Ray Train's workers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import ray.train
+import torch
+import torch.distributed
+from ray.train import CheckpointUploadMode
+from ray.train.torch import get_device, prepare_model
+
+# The same classes as ray.train's, whose annotations still are the first version's.
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train.v2.api.config import RunConfig as TrainRunConfig
+from ray.train.v2.api.result import Result
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+from torch import nn
+
+from hepalign.cases.cohort import open_cohort
+from hepalign.config import RunConfig, load_config
+from hepalign.distributed.cluster import ray_session, require_cpus
+from hepalign.errors import HepalignError, UsageError, WorkFailedError
+from hepalign.stages.stage import Stage
+from hepalign.tracking.provenance import code_commit, data_digests, environment
+from hepalign.tracking.runs import RunLog, close_run, open_run, send_pending, tracking_uri, write_curves
+from hepalign.training.checkpoint import BEST
+from hepalign.training.loop import FitResult, fit, seed_everything
+from hepalign.training.world import Report, World
+
+StageFactory = Callable[[RunConfig, torch.device], Stage]
+STAGES = {
+    "synthesis": ("hepalign.stages.synthesis", "SynthesisStage"),
+    "inpainting": ("hepalign.stages.inpainting", "InpaintingStage"),
+    "registration": ("hepalign.stages.registration", "RegistrationStage"),
+}
+# Controllers that die this often point at the cluster, not at the run.
+CONTROLLER_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training.
+
+    Args:
+        folder: `<stage>.safetensors` and `<stage>.json` (the best weights), `metrics.json`, `curves.csv`,
+            `config.yaml` and `training.json` (data digests, commit, versions).
+        metrics: of the best epoch.
+        run_id: MLflow's; None when MLflow was away or not wanted.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+    run_id: str | None
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What rank 0 sends back: a result, or an error that no restart would mend."""
+
+    result: FitResult | None = None
+    error: HepalignError | None = None
+
+
+def train(
+    config: RunConfig,
+    resume: bool = False,
+    *,
+    build: StageFactory | None = None,
+    parent_run: str | None = None,
+    watch: Callable[[Mapping[str, float]], None] | None = None,
+) -> TrainResult:
+    """Train one stage as `config` says, into `config.folder`.
+
+    Args:
+        resume: go on from the last good checkpoint of the same name, if there is one; a finished run is returned.
+        build: makes the stage from the config and a device; the config's own stage unless given.
+        parent_run: MLflow's id of the run that this one is nested in.
+        watch: called with every epoch's row, in this process, when `workers.count` is 0.
+
+    Raises:
+        UsageError: `run_exists` without `resume`, `config_changed` with it, `too_few_cpus`.
+        WorkFailedError: as `training.loop.fit`; `training_failed` when workers were lost too often.
+    """
+    folder, make = config.folder, build or build_stage
+    _check_folder(config, resume)
+    config.dump(folder / "config.yaml")
+    send_pending(config.out, config.tracking)
+    facts = {"commit": code_commit()} | environment() | _digests(config)
+    run_id = open_run(config, facts, parent_run)
+    try:
+        train_here = config.workers.count == 0
+        result = _train_here(config, run_id, make, watch) if train_here else _train_on_ray(config, run_id, make)
+    except BaseException:
+        close_run(config, "FAILED")
+        raise
+    _write_result(config, result, facts)
+    return TrainResult(folder, dict(result.best), close_run(config) or run_id)
+
+
+def build_stage(config: RunConfig, device: torch.device) -> Stage:
+    """The stage of a config, with its cohorts open."""
+    module, name = STAGES[config.stage]
+    cohorts = [open_cohort(place) for place in _places(config)]
+    return cast("Stage", getattr(import_module(module), name)(config.component, cohorts, device))
+
+
+def _places(config: RunConfig) -> list[str]:
+    data = getattr(config.component, "data", None)
+    return [str(place) for place in getattr(data, "cohorts", [])]
+
+
+def _digests(config: RunConfig) -> dict[str, str]:
+    found = data_digests(open_cohort(place) for place in _places(config))
+    return {f"data.{name}": digest for name, digest in found.items()}
+
+
+def _check_folder(config: RunConfig, resume: bool) -> None:
+    """Refuse to mix two trainings in one folder."""
+    stored = config.folder / "config.yaml"
+    if not stored.is_file():
+        return
+    if not resume:
+        raise UsageError(
+            f"{config.folder.name} holds a training already: --resume goes on with it, name=… starts another",
+            code="run_exists",
+        )
+    before = load_config(config.stage, stored).decisive()
+    now = config.decisive()
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        raise UsageError(
+            f"{config.folder.name} was started with other values of {', '.join(changed)}: "
+            "give the same ones, or start another run with name=…",
+            code="config_changed",
+        )
+
+
+def _train_here(config: RunConfig, run_id: str | None, make: StageFactory, watch: Any) -> FitResult:
+    log = RunLog(tracking_uri(config.tracking, config.out), run_id)
+
+    def report(told: Report) -> None:
+        log.send(told.row, told.pictures)
+        if watch is not None and told.row:
+            watch(told.row)
+
+    device = torch.device("cuda" if config.workers.gpu else "cpu")
+    seed_everything(config.training.seed)
+    stage = make(config, device)
+    return fit(stage, config.training, World.local(device, report), config.folder, resume=True)
+
+
+def _train_on_ray(config: RunConfig, run_id: str | None, make: StageFactory) -> FitResult:
+    workers = config.workers
+    with ray_session():
+        if not workers.autoscaling:
+            require_cpus((workers.min_count or workers.count) * workers.cpus, "the training")
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"config": config, "run_id": run_id, "make": make, "uri": _absolute_uri(config)},
+            scaling_config=ScalingConfig(
+                num_workers=(workers.min_count, workers.count) if workers.min_count else workers.count,
+                resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
+                use_gpu=workers.gpu,
+                elastic_resize_monitor_interval_s=workers.resize_every_s,
+            ),
+            run_config=TrainRunConfig(
+                name=config.name,
+                storage_path=workers.storage or str((config.folder / "checkpoints").resolve()),
+                failure_config=FailureConfig(
+                    max_failures=workers.max_failures,
+                    controller_failure_limit=CONTROLLER_FAILURES,
+                    max_preemption_failures=workers.max_preemptions,
+                ),
+                checkpoint_config=CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
+            ),
+        )
+        try:
+            done = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise WorkFailedError(
+                f"{config.name}: the workers failed: {_first_line(error)}; --resume goes on from the last checkpoint",
+                code="training_failed",
+            ) from error
+        ended = cast("_Ended", cast("Result", done).return_value)
+        if ended.error is not None:
+            raise ended.error
+        assert ended.result is not None
+        assert done.checkpoint is not None
+        with done.checkpoint.as_directory() as stored:
+            shutil.copytree(Path(stored) / BEST, config.folder / BEST, dirs_exist_ok=True)
+        return ended.result
+
+
+def _worker(given: dict[str, Any]) -> _Ended:
+    """One rank's work; runs in a Ray Train worker."""
+    config = cast("RunConfig", given["config"])
+    if not config.workers.gpu:
+        torch.set_num_threads(max(1, int(config.workers.cpus)))
+    seed_everything(config.training.seed)
+    log = RunLog(given["uri"], given["run_id"])
+    with tempfile.TemporaryDirectory(prefix="hepalign-") as folder, ExitStack() as opened:
+        world = _ray_world(config, log, opened)
+        stage = cast("StageFactory", given["make"])(config, world.device)
+        try:
+            result = fit(stage, config.training, world, Path(folder), resume=True)
+        except HepalignError as error:
+            # The same data would fail again: end the run instead of letting Ray restart it.
+            return _Ended(error=error)
+    return _Ended(result=result)
+
+
+def _ray_world(config: RunConfig, log: RunLog, opened: ExitStack) -> World:
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    upload = CheckpointUploadMode.ASYNC if config.workers.upload == "async" else CheckpointUploadMode.SYNC
+
+    def prepare(net: nn.Module) -> nn.Module:
+        trained = any(parameter.requires_grad for parameter in net.parameters())
+        return prepare_model(net, parallel_strategy="ddp" if trained and size > 1 else None)
+
+    def report(told: Report) -> None:
+        assert told.checkpoint is not None
+        checkpoint = ray.train.Checkpoint.from_directory(str(told.checkpoint))
+        ray.train.report(
+            dict(told.row), checkpoint, checkpoint_upload_mode=upload, delete_local_checkpoint_after_upload=True
+        )
+        if rank == 0:
+            log.send(told.row, told.pictures)
+
+    def gather(mine: Any) -> list[Any]:
+        if size == 1:
+            return [mine]
+        found: list[Any] = [None] * size
+        torch.distributed.all_gather_object(found, mine)
+        return found
+
+    return World(
+        rank=rank,
+        size=size,
+        device=get_device(),
+        prepare=prepare,
+        report=report,
+        gather=gather,
+        checkpoints=lambda: _newest_first(opened),
+        interrupted=lambda: ray.train.get_preemption_info() is not None,
+    )
+
+
+def _newest_first(opened: ExitStack) -> Iterator[Path]:
+    """The run's checkpoints as local folders, fetched one at a time as they are asked for."""
+    for reported in reversed(ray.train.get_all_reported_checkpoints()):
+        yield Path(opened.enter_context(reported.checkpoint.as_directory()))
+
+
+def _absolute_uri(config: RunConfig) -> str:
+    return tracking_uri(config.tracking, config.out.resolve())
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _write_result(config: RunConfig, result: FitResult, facts: Mapping[str, str]) -> None:
+    folder = config.folder
+    for path in _files(folder / BEST):
+        shutil.copy2(path, folder / path.name)
+    write_curves(folder / "curves.csv", result.history)
+    (folder / "metrics.json").write_text(json.dumps({"best_epoch": result.best_epoch, **result.best}, indent=2) + "\n")
+    training = {
+        "stage": config.stage,
+        "name": config.name,
+        "epochs": result.epochs,
+        "seed": config.training.seed,
+        "workers": config.workers.model_dump(mode="json", exclude_none=True),
+        "facts": dict(facts),
+        "data": {key.removeprefix("data."): value for key, value in facts.items() if key.startswith("data.")},
+    }
+    (folder / "training.json").write_text(json.dumps(training, indent=2, sort_keys=True) + "\n")
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())

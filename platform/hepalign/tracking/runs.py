@@ -1,0 +1,225 @@
+"""One MLflow run per training, gone on with after a restart, and complete even when MLflow was away for a while.
+
+The run's folder is the truth: `config.yaml`, `curves.csv`, `metrics.json`, `facts.json`. Rank 0 sends rows as they
+come; what could not be sent is sent by `close_run`, and if MLflow is still away then, by `send_pending` later.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from hepalign.config import RunConfig, TrackingConfig
+from hepalign.training.progress import warn
+
+PENDING = "mlflow-pending"
+RUN_FILE = "run.json"
+# While MLflow is away, training goes on and asks again only this often.
+RETRY_AFTER_S = 30.0
+# One request may carry this many (MLflow's limits).
+PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 1000
+
+
+def tracking_uri(tracking: TrackingConfig | None = None, out: Path = Path("runs")) -> str:
+    """MLflow's address: the config's, MLFLOW_TRACKING_URI, or SQLite in the output folder."""
+    given = (tracking.uri if tracking else None) or os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    out.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{(out / 'mlflow.db').resolve()}"
+
+
+def client(uri: str) -> MlflowClient:
+    """A client that gives up within seconds instead of MLflow's minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def open_run(config: RunConfig, facts: Mapping[str, str], parent: str | None = None) -> str | None:
+    """The id of the folder's run, which is made if there is none; None when MLflow is away or not wanted.
+
+    Args:
+        facts: what else made the result (commit, versions, data digests); stored as tags.
+        parent: the run that this one is nested in.
+    """
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "facts.json").write_text(json.dumps(dict(facts) | ({"parent": parent} if parent else {}), indent=2))
+    if not config.tracking.enabled:
+        return None
+    try:
+        return _find_or_create(config, folder)
+    except (MlflowException, OSError) as error:
+        warn(f"MLflow is away ({type(error).__name__}); the run is kept in {folder.name} and sent later")
+        return None
+
+
+class RunLog:
+    """Rank 0's line to MLflow. It never stops a training."""
+
+    def __init__(self, uri: str, run_id: str | None) -> None:
+        self._uri, self._run_id = uri, run_id
+        self._unsent: list[Mapping[str, float]] = []
+        self._retry_at = 0.0
+
+    def send(self, row: Mapping[str, float], pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Send an epoch's numbers and images, or keep the numbers for the next time."""
+        if self._run_id is None or not row:
+            return
+        self._unsent.append(row)
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            mlflow = client(self._uri)
+            _send_rows(mlflow, self._run_id, self._unsent)
+            self._unsent = []
+            for name, picture in pictures.items():
+                mlflow.log_image(self._run_id, picture, artifact_file=f"pictures/{name}-{int(row['epoch']):04d}.png")
+        except (MlflowException, OSError) as error:
+            self._retry_at = time.monotonic() + RETRY_AFTER_S
+            warn(f"MLflow is away ({type(error).__name__}); training goes on, the numbers are sent later")
+
+
+def write_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """One row per epoch as CSV; numbers keep all their digits."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def read_curves(path: Path) -> list[dict[str, float]]:
+    """What `write_curves` wrote."""
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def close_run(config: RunConfig, status: str = "FINISHED") -> str | None:
+    """Bring the run in MLflow up to what the folder holds and end it; leaves a mark for `send_pending` if it cannot."""
+    if not config.tracking.enabled:
+        return None
+    folder = config.folder
+    (folder / PENDING).write_text(status)
+    try:
+        run_id = _find_or_create(config, folder)
+        _complete(client(tracking_uri(config.tracking, config.out)), run_id, folder, status)
+    except (MlflowException, OSError) as error:
+        warn(f"MLflow is away ({type(error).__name__}); {folder.name} is sent when the next run starts")
+        return None
+    (folder / PENDING).unlink()
+    return run_id
+
+
+def send_pending(out: Path, tracking: TrackingConfig) -> list[str]:
+    """Send the finished runs below `out` that MLflow missed; returns their names."""
+    sent: list[str] = []
+    for mark in sorted(out.glob(f"*/{PENDING}")):
+        stored = OmegaConf.to_container(OmegaConf.load(mark.parent / "config.yaml"))
+        assert isinstance(stored, dict)
+        config = _StoredRun(mark.parent, tracking, stored)
+        try:
+            run_id = _find_or_create(config, mark.parent)
+            _complete(client(tracking_uri(tracking, out)), run_id, mark.parent, mark.read_text())
+        except (MlflowException, OSError):
+            return sent
+        mark.unlink()
+        sent.append(mark.parent.name)
+    return sent
+
+
+class _StoredRun:
+    """What `_find_or_create` needs, of a run that only its folder remembers."""
+
+    def __init__(self, folder: Path, tracking: TrackingConfig, flat: dict[Any, Any]) -> None:
+        self.folder, self.out, self.name, self.tracking = folder, folder.parent, folder.name, tracking
+        self.stage, self._flat = str(flat["stage"]), flat
+
+    def flat(self) -> dict[str, Any]:
+        return self._flat
+
+
+def _find_or_create(config: RunConfig | _StoredRun, folder: Path) -> str:
+    stored = folder / RUN_FILE
+    if stored.is_file():
+        return str(json.loads(stored.read_text())["run_id"])
+    mlflow = client(tracking_uri(config.tracking, config.out))
+    facts = json.loads((folder / "facts.json").read_text())
+    parent = facts.pop("parent", None)
+    tags = {"stage": config.stage, "research_use_only": "true", **facts}
+    if parent:
+        tags["mlflow.parentRunId"] = parent
+    run = mlflow.create_run(_experiment(mlflow, config), tags=tags, run_name=config.name)
+    params = [Param(key, str(value)[:6000]) for key, value in dotted(config.flat()).items()]
+    for start in range(0, len(params), PARAMS_PER_BATCH):
+        mlflow.log_batch(run.info.run_id, params=params[start : start + PARAMS_PER_BATCH])
+    stored.write_text(json.dumps({"run_id": run.info.run_id}))
+    return str(run.info.run_id)
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one of dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= dotted(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def ensure_experiment(mlflow: MlflowClient, name: str, uri: str, out: Path) -> str:
+    """The experiment's id; SQLite's keeps its files beside the database."""
+    found = mlflow.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = (out / "mlartifacts" / name).resolve().as_uri() if uri.startswith("sqlite") else None
+    try:
+        return str(mlflow.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        made_meanwhile = mlflow.get_experiment_by_name(name)
+        if made_meanwhile is None:
+            raise
+        return str(made_meanwhile.experiment_id)
+
+
+def _experiment(mlflow: MlflowClient, config: RunConfig | _StoredRun) -> str:
+    return ensure_experiment(mlflow, config.tracking.experiment, tracking_uri(config.tracking, config.out), config.out)
+
+
+def _send_rows(mlflow: MlflowClient, run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(name, value, now, int(row["step"]))
+        for row in rows
+        for name, value in row.items()
+        if name != "step" and math.isfinite(value)
+    ]
+    for start in range(0, len(metrics), METRICS_PER_BATCH):
+        mlflow.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
+
+
+def _complete(mlflow: MlflowClient, run_id: str, folder: Path, status: str) -> None:
+    rows = read_curves(folder / "curves.csv") if (folder / "curves.csv").is_file() else []
+    there = {metric.step for metric in mlflow.get_metric_history(run_id, "epoch")}
+    _send_rows(mlflow, run_id, [row for row in rows if int(row["step"]) not in there])
+    for name in ("config.yaml", "metrics.json", "curves.csv"):
+        if (folder / name).is_file():
+            mlflow.log_artifact(run_id, str(folder / name))
+    mlflow.log_batch(run_id, tags=[RunTag("folder", folder.name)])
+    mlflow.set_terminated(run_id, status)
