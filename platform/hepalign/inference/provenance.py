@@ -43,7 +43,7 @@ def _digest(data: NDArray[np.generic], affine: NDArray[np.float64]) -> str:
     # Storage may turn bool into uint8, float64 into float32 and -0 into 0: none of that is another image.
     kind = np.float32 if np.issubdtype(data.dtype, np.floating) else np.int32
     plain = np.ascontiguousarray(data, dtype=kind) + kind(0)
-    content = hashlib.sha256(memoryview(plain).cast("B"))
+    content = hashlib.sha256(plain.view(np.uint8).data)
     content.update(f"{plain.dtype.str} {plain.shape}".encode())
     content.update(np.ascontiguousarray(affine.round(3), dtype=np.float32).tobytes())
     return content.hexdigest()

@@ -10,8 +10,9 @@ import torch
 from hepalign.inference.bundle import build_bundle
 from hepalign.nets.checkpoint import save_weights
 from hepalign.nets.cyclegan import GeneratorConfig, ResNetGenerator
-from hepalign.nets.partial_conv import InpaintingNetConfig, PConvUNet
+from hepalign.nets.partial_conv import PConvUNet
 from hepalign.nets.regnet import RegNet, RegNetConfig
+from hepalign.nets.unet import InpaintingNetConfig
 
 
 def make_untrained_bundle(folder: Path, seed: int = 0) -> Path:

@@ -96,7 +96,8 @@ def coarsened(volume: Volume, spacing_mm: float) -> Volume:
 
 def resized(data: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """[B,C,…] on another number of voxels of the same box: averaged where coarser, linear where finer."""
-    middle = tuple(min(n, m) for n, m in zip(data.shape[2:], shape, strict=True))
+    i, j, k = (min(n, m) for n, m in zip(data.shape[2:], shape, strict=True))
+    middle = (i, j, k)
     if middle != tuple(data.shape[2:]):
         data = F.adaptive_avg_pool3d(data, middle)
     if middle == shape:

@@ -61,7 +61,7 @@ class _SquaredLNCC(torch.autograd.Function):
         sums = window_sum(
             torch.cat([prediction, target, prediction * prediction, target * target, prediction * target], 1), size
         )
-        p_sum, t_sum, pp, tt, pt = sums.split(prediction.shape[1], 1)
+        p_sum, t_sum, pp, tt, pt = torch.split(sums, prediction.shape[1], dim=1)
         cross = pt.addcmul(p_sum, t_sum, value=-1 / count)
         p_var = pp.addcmul(p_sum, p_sum, value=-1 / count)
         t_var = tt.addcmul(t_sum, t_sum, value=-1 / count)
@@ -76,7 +76,7 @@ class _SquaredLNCC(torch.autograd.Function):
         return squared
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         prediction, target, p_sum, t_sum, ratio, p_share, t_share = ctx.saved_tensors
         channels, count = prediction.shape[1], float(ctx.size**3)
@@ -89,7 +89,7 @@ class _SquaredLNCC(torch.autograd.Function):
             fields += [p_pull, (p_pull * p_sum - along * t_sum) / count]
         if wanted_t:
             fields += [t_pull, (t_pull * t_sum - along * p_sum) / count]
-        summed = list(window_sum(torch.cat(fields, 1), ctx.size).split(channels, 1))
+        summed = list(torch.split(window_sum(torch.cat(fields, 1), ctx.size), channels, dim=1))
         along_sum = summed.pop(0)
         grad_p = grad_t = None
         if wanted_p:

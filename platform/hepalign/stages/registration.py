@@ -1,0 +1,213 @@
+"""CT to CT: the velocity network, unsupervised as in the paper, with dense truth and labels where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from hepalign.cases.case import Split
+from hepalign.cases.cohort import Cohort
+from hepalign.cases.registration_data import RegistrationData, registration_loader
+from hepalign.losses.regularisation import bending_energy, diffusion
+from hepalign.losses.similarity import lncc_loss, mind_loss, weighted_mean
+from hepalign.nets.checkpoint import unwrap
+from hepalign.nets.precision import autocast, channels_last
+from hepalign.nets.regnet import RegNet, RegNetConfig, Velocities, upsample_field
+from hepalign.stages.pictures import montage
+from hepalign.stages.stage import Batch, Update
+from hepalign.transform.velocity import integrate
+from hepalign.transform.warp import warp_tensor
+
+
+class RegistrationLosses(BaseModel):
+    """Weights of the loss's terms; 0 leaves one out.
+
+    Args:
+        mind: mean squared MIND-SSC difference at half resolution, outside hole and borders.
+        lncc: local normalised cross-correlation there (the paper's S); blind to no contrast change.
+        diffusion: squared slope of the velocity.
+        bending: bending energy of the velocity.
+        endpoint: end-point error in mm where the truth is known.
+        liver_share: how much more the liver weighs in the end-point error than the rest of the body.
+        dice: soft Dice loss of the warped liver where both livers are known.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    mind: float = Field(default=20.0, ge=0)
+    lncc: float = Field(default=0.0, ge=0)
+    diffusion: float = Field(default=0.1, ge=0)
+    bending: float = Field(default=0.0, ge=0)
+    endpoint: float = Field(default=0.5, ge=0)
+    liver_share: float = Field(default=2.0, ge=0)
+    dice: float = Field(default=0.3, ge=0)
+
+
+class RegistrationOptimizer(BaseModel):
+    """AdamW with a cosine decay to a hundredth over the run.
+
+    Args:
+        rate: learning rate at the start.
+        weight_decay: decoupled.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rate: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+
+
+class RegistrationConfig(BaseModel):
+    """Everything the registration stage is made from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: RegistrationData = RegistrationData()
+    net: RegNetConfig = RegNetConfig()
+    losses: RegistrationLosses = RegistrationLosses()
+    optimizer: RegistrationOptimizer = RegistrationOptimizer()
+    seed: int = 0
+
+
+class RegistrationStage:
+    """One network, one optimiser; chosen by the end-point error in the liver in mm."""
+
+    name = "registration"
+    selection = ("liver_error_mm", True)
+
+    def __init__(self, config: RegistrationConfig, cohorts: Sequence[Cohort], device: torch.device) -> None:
+        self.config, self.cohorts, self.device = config, cohorts, device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            net = RegNet(config.net)
+        self._net: nn.Module = channels_last(net.to(device))
+        optimizer = config.optimizer
+        self._optimizer = AdamW(self._net.parameters(), lr=optimizer.rate, weight_decay=optimizer.weight_decay)
+
+    def nets(self) -> dict[str, nn.Module]:
+        """The registration network."""
+        return {"net": self._net}
+
+    def adopt(self, nets: Mapping[str, nn.Module]) -> None:
+        """Use this wrapped module from now on."""
+        self._net = nets["net"]
+
+    def export(self) -> tuple[nn.Module, BaseModel]:
+        """The registration network."""
+        return unwrap(self._net), self.config.net
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """One AdamW."""
+        return {"net": self._optimizer}
+
+    def state(self) -> dict[str, object]:
+        """Nothing beyond network and optimiser."""
+        return {}
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Nothing to restore."""
+
+    def loader(self, split: Split, *, epoch: int, rank: int, world_size: int) -> Iterable[Batch]:
+        """Pairs after their affine start, with truth and labels where they are known."""
+        config = self.config
+        return registration_loader(
+            self.cohorts, config.data, split, seed=config.seed, epoch=epoch, rank=rank, world_size=world_size
+        )
+
+    def begin_epoch(self, epoch: int, total: int) -> None:
+        """The cosine's rate for this epoch."""
+        share = 0.505 + 0.495 * float(np.cos(np.pi * epoch / max(total, 1)))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.optimizer.rate * share
+
+    def updates(self, batch: Batch) -> Iterator[Update]:
+        """One step on all terms that this batch can give."""
+        moving, fixed = self._images(batch, "moving", "fixed")
+        with autocast(self.device):
+            velocities: Velocities = self._net(moving, fixed)
+        terms = self._terms(batch, moving, fixed, velocities)
+        weights = self.config.losses.model_dump()
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        yield Update(self._optimizer, loss, {name: term.detach() for name, term in terms.items()})
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> dict[str, float]:
+        """End-point error in liver and body (mm) and the warped liver's Dice; they know no loss weights."""
+        moving, fixed, mask, liver, moving_liver, truth = self._images(
+            batch, "moving", "fixed", "fixed_mask", "fixed_liver", "moving_liver", "field"
+        )
+        with autocast(self.device):
+            velocities: Velocities = unwrap(self._net)(moving, fixed)
+        field = upsample_field(integrate(velocities.half))
+        error_mm = (field - truth).norm(dim=1, keepdim=True) * self.config.data.spacing_mm
+        known = self._flag(batch, "has_field")
+        inside = liver if float((liver * known).sum()) > 0 else mask
+        overlap = (warp_tensor(moving_liver, field) > 0.5).float()
+        return {
+            "liver_error_mm": float(weighted_mean(error_mm, inside * known)),
+            "body_error_mm": float(weighted_mean(error_mm, mask * known)),
+            "liver_dice": float(2 * (overlap * liver).sum() / (overlap.sum() + liver.sum()).clamp_min(1)),
+        }
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
+        """The moving image before and after, and the fixed one."""
+        moving, fixed = self._images(batch, "moving", "fixed")
+        with autocast(self.device):
+            velocities: Velocities = unwrap(self._net)(moving, fixed)
+        warped = warp_tensor(moving, upsample_field(integrate(velocities.half)))
+        return {"moving_warped_fixed": montage([moving, warped, fixed])}
+
+    def _terms(self, batch: Batch, moving: Tensor, fixed: Tensor, velocities: Velocities) -> dict[str, Tensor]:
+        """The named, unweighted terms, in float32 at half resolution."""
+        weights = self.config.losses
+        mask, liver, moving_liver, truth = self._images(batch, "fixed_mask", "fixed_liver", "moving_liver", "field")
+        velocity = velocities.half.float()
+        displacement = integrate(velocity)
+        moving_half, fixed_half = F.avg_pool3d(moving, 2), F.avg_pool3d(fixed, 2)
+        warped = warp_tensor(moving_half, displacement)
+        trusted = _eroded(-F.max_pool3d(-mask, 2))
+        terms: dict[str, Tensor] = {}
+        if weights.mind:
+            terms["mind"] = mind_loss(warped, fixed_half, trusted)
+        if weights.lncc:
+            terms["lncc"] = 1 + lncc_loss(warped, fixed_half, 7, trusted)
+        if weights.diffusion:
+            terms["diffusion"] = diffusion(velocity)
+        if weights.bending:
+            terms["bending"] = bending_energy(velocity)
+        if weights.endpoint:
+            importance = (mask + weights.liver_share * liver) * self._flag(batch, "has_field")
+            terms["endpoint"] = self._endpoint(displacement, truth, importance)
+            quarter = upsample_field(integrate(velocities.quarter.float()))
+            terms["endpoint"] = terms["endpoint"] + 0.3 * self._endpoint(quarter, truth, importance)
+        if weights.dice:
+            known = self._flag(batch, "has_liver")
+            carried = warp_tensor(F.avg_pool3d(moving_liver, 2), displacement) * known
+            target = F.avg_pool3d(liver, 2) * known
+            terms["dice"] = 1 - (2 * (carried * target).sum() + 1) / (carried.sum() + target.sum() + 1)
+        return terms
+
+    def _endpoint(self, displacement: Tensor, truth: Tensor, importance: Tensor) -> Tensor:
+        """Weighted mean end-point error in mm of a half-resolution field."""
+        truth_half = F.avg_pool3d(truth, 2) / 2
+        error = ((displacement - truth_half).square().sum(1, keepdim=True) + 1e-4).sqrt()
+        return weighted_mean(error, F.avg_pool3d(importance, 2)) * (2 * self.config.data.spacing_mm)
+
+    def _flag(self, batch: Batch, name: str) -> Tensor:
+        return cast("Tensor", batch[name]).to(self.device).float().view(-1, 1, 1, 1, 1)
+
+    def _images(self, batch: Batch, *names: str) -> list[Tensor]:
+        return [cast("Tensor", batch[name]).to(self.device, non_blocking=True).float() for name in names]
+
+
+def _eroded(weight: Tensor) -> Tensor:
+    return -F.max_pool3d(-weight, 3, stride=1, padding=1)
