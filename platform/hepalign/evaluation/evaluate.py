@@ -1,0 +1,233 @@
+"""One command for the paper's tables: every method on every case, resumable, and a report."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from hepalign.cases.case import Case, Split
+from hepalign.cases.cohort import Cohort
+from hepalign.errors import BadInputError, UsageError
+from hepalign.evaluation import report, tables
+from hepalign.evaluation.baselines import find_baselines
+from hepalign.evaluation.methods import (
+    Method,
+    chained_peer_method,
+    identity_method,
+    peer_method,
+    proposed_method,
+)
+from hepalign.evaluation.provenance import provenance
+from hepalign.evaluation.unit import RECORD_SCHEMA, Record, Work
+from hepalign.inference.bundle import Bundle
+
+DEFAULT_BASELINES = ("ants-rigid", "ants-syn", "greedy-nmi", "greedy-wncc")
+RESULTS_SCHEMA = 1
+Map = Callable[[Callable[[tuple[str, str]], Record], Iterable[tuple[str, str]]], Iterable[Record]]
+Untrained = Literal["untrained"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A pair that a method could not do."""
+
+    case: str
+    method: str
+    pair: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: its folder and what results.json holds."""
+
+    out: Path
+    results: Mapping[str, Any]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """The rows of table2.csv: pair, structure, metric, method, mean, sd, n, p …"""
+        rows: list[dict[str, Any]] = self.results["table"]
+        return rows
+
+    def failures(self) -> list[Failure]:
+        """What failed, in the order of the cases."""
+        return [
+            Failure(row["case"], row["method"], row["pair"], row["message"])
+            for row in self.results["cases"]
+            if row["status"] == "failed"
+        ]
+
+    def metrics(self) -> dict[str, float]:
+        """Flat means for a log: `pCT-iCT/liver/dice/proposed-refine`."""
+        return {
+            f"{row['pair']}/{row['structure']}/{row['metric']}/{row['method']}": row["mean"]
+            for row in self.summary()
+            if row["mean"] is not None
+        }
+
+
+def evaluate(
+    cohort: Cohort,
+    bundle: Bundle,
+    out: Path,
+    *,
+    split: Split | Literal["all"] = "test",
+    baselines: Sequence[str] = DEFAULT_BASELINES,
+    ablate: Mapping[str, Bundle | Untrained] | None = None,
+    map: Map = map,  # noqa: A002 - the builtin's own contract
+    log: Callable[[Mapping[str, float]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    fresh: bool = False,
+    threads: int = 2,
+    seed: int = 0,
+) -> Evaluation:
+    """Run every method on every case of a split and write report.html, table2.csv, cases.csv, results.json.
+
+    Each (case, method) is kept under `out/work` as it finishes, so a broken run goes on where it stopped; a record
+    made with another release, cohort, seed or thread count is not reused.
+
+    Args:
+        cohort: where the cases are.
+        bundle: the release; it is evaluated with both engines, `fast` and `refine`.
+        split: train, val, test or all.
+        baselines: names of `hepalign.evaluation.baselines.BASELINES`; one that cannot run here is named in the report.
+        ablate: name to another release, or `untrained` for this release's networks with random weights.
+        map: the builtin, or one that spreads the calls; results come in any order.
+        log: receives the flat means once.
+        progress: receives (done, total).
+        fresh: forget what is kept and compute everything again.
+        threads: for every peer, and for ours.
+        seed: for the peers that sample, and for untrained weights.
+
+    Raises:
+        BadInputError: `empty_split`.
+        UsageError: `unknown_baseline`, or `usage` for an ablation named like a method.
+    """
+    cases = cohort.cases(None if split == "all" else split)
+    if not cases:
+        raise BadInputError(f"cohort {cohort.name} has no case in its {split} split", code="empty_split")
+    methods, skipped = _methods(bundle, baselines, ablate or {}, threads=threads, seed=seed)
+    facts = provenance(cohort, bundle, split=split, threads=threads, seed=seed)
+    keys = {name: _key(facts, method, (ablate or {}).get(name)) for name, method in methods.items()}
+    torch.set_num_threads(threads)
+    records = _run(Work(cohort, methods), cases, out, keys, map, progress, fresh)
+    results = {
+        "schema": RESULTS_SCHEMA,
+        "provenance": facts,
+        "methods": [{"name": m.name, "family": m.family, "about": m.about} for m in methods.values()],
+        "skipped": skipped,
+        **tables.collect(records, list(methods)),
+    }
+    tables.write(results, out)
+    report.write(results, records, out / "report.html")
+    evaluation = Evaluation(out, results)
+    if log is not None:
+        log(evaluation.metrics())
+    return evaluation
+
+
+def _methods(
+    bundle: Bundle, baselines: Sequence[str], ablate: Mapping[str, Bundle | Untrained], *, threads: int, seed: int
+) -> tuple[dict[str, Method], list[dict[str, str]]]:
+    methods = [identity_method()]
+    skipped = []
+    present = []
+    for baseline in find_baselines(list(baselines)):
+        reason = baseline.missing()
+        if reason is None:
+            methods.append(peer_method(baseline, threads=threads, seed=seed))
+            present.append(baseline)
+        else:
+            skipped.append({"name": baseline.name, "reason": reason})
+    named = {baseline.name: baseline for baseline in present}
+    if {"greedy-nmi", "greedy-wncc"} <= named.keys():
+        methods.append(chained_peer_method(named["greedy-nmi"], named["greedy-wncc"], threads=threads, seed=seed))
+    methods += [proposed_method(bundle, "fast"), proposed_method(bundle, "refine")]
+    for name, other in ablate.items():
+        chosen = _untrained(bundle, seed) if other == "untrained" else other
+        methods.append(proposed_method(chosen, "refine", name=name, family="ablation"))
+    found = {method.name: method for method in methods}
+    if len(found) != len(methods):
+        raise UsageError("an ablation has the name of another method: give it one of its own", code="usage")
+    return found, skipped
+
+
+def _untrained(bundle: Bundle, seed: int) -> Bundle:
+    """The same architectures with random weights: what the training is worth."""
+    torch.manual_seed(seed)
+    networks = {}
+    for name, network in bundle.networks.items():
+        fresh = copy.deepcopy(network)
+        for module in fresh.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        networks[name] = fresh
+    manifest = {**bundle.manifest, "name": "untrained", "version": str(seed)}
+    return replace(bundle, networks=networks, manifest=manifest)
+
+
+def _key(facts: Mapping[str, Any], method: Method, other: Bundle | Untrained | None) -> str:
+    """What a kept record depends on, as one digest."""
+    release = facts["release"]["digests"] if method.family in ("proposed", "ablation") else None
+    ablated = dict(other.digests) if isinstance(other, Bundle) else other
+    depends = [
+        RECORD_SCHEMA,
+        facts["cohort"]["digest"],
+        facts["threads"],
+        facts["seed"],
+        method.about,
+        release,
+        ablated,
+    ]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def _run(
+    work: Work,
+    cases: Sequence[Case],
+    out: Path,
+    keys: Mapping[str, str],
+    spread: Map,
+    progress: Callable[[int, int], None] | None,
+    fresh: bool,
+) -> list[Record]:
+    folder = out / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    units = [(case.id, name) for case in cases for name in work.methods]
+    kept = {} if fresh else {unit: record for unit in units if (record := _kept(folder, unit, keys[unit[1]]))}
+    done = len(kept)
+    for record in spread(work, [unit for unit in units if unit not in kept]):
+        unit = record["case"], record["method"]
+        kept[unit] = record
+        target = _record_path(folder, unit)
+        partial = target.with_suffix(".partial")
+        partial.write_text(json.dumps({"key": keys[unit[1]], "record": record}), encoding="utf-8")
+        partial.replace(target)
+        done += 1
+        if progress is not None:
+            progress(done, len(units))
+    return [kept[unit] for unit in units]
+
+
+def _record_path(folder: Path, unit: tuple[str, str]) -> Path:
+    return folder / f"{unit[0]}--{unit[1].replace('/', '_')}.json"
+
+
+def _kept(folder: Path, unit: tuple[str, str], key: str) -> Record | None:
+    path = _record_path(folder, unit)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if stored.get("key") != key or any(row["status"] == "failed" for row in stored["record"]["rows"]):
+        return None
+    record: Record = stored["record"]
+    return record

@@ -1,0 +1,135 @@
+"""The report's charts, as SVG text that stands inside the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hepalign.evaluation.pairs import PAIRS
+
+INK, PALE, GRID = "#1c2735", "#6b7a90", "#e3e8ef"
+FAMILY_COLOURS = {"start": "#a9b4c2", "peer": "#5b7db1", "proposed": "#d1495b", "ablation": "#d99a2b"}
+STYLE = {
+    "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": PALE, "xtick.color": INK,
+    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID,
+    "axes.axisbelow": True, "svg.fonttype": "none", "svg.hashsalt": "hepalign", "font.family": "sans-serif",
+}  # fmt: skip
+# The errors of a dense truth are wanted where they are known, landmarks otherwise.
+ERRORS = ("liver_dense_tre_mm", "liver_tre_mm")
+
+
+def error_key(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The best known liver error among the rows, or None."""
+    return next((key for key in ERRORS if any(row.get(key) is not None for row in rows)), None)
+
+
+def box_plots(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str], key: str, label: str) -> str:
+    """A box a method, a panel a pair; each case is a dot."""
+    pairs = [pair for pair in PAIRS if any(r["pair"] == pair and r.get(key) is not None for r in rows)]
+    if not pairs:
+        return ""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.1 * len(pairs), 0.42 * len(families) + 1.2), layout="constrained")
+        for axes, pair in zip(np.atleast_1d(figure.subplots(1, len(pairs))), pairs, strict=True):
+            shown = [(m, _values(rows, pair, m, key)) for m in families]
+            shown = [(method, values) for method, values in reversed(shown) if values]
+            boxes = axes.boxplot(
+                [values for _, values in shown], vert=False, widths=0.6, patch_artist=True, showfliers=False,
+                medianprops={"color": INK, "linewidth": 1.4},
+            )  # fmt: skip
+            axes.set_yticks(range(1, len(shown) + 1), [method for method, _ in shown])
+            for place, (patch, (method, values)) in enumerate(zip(boxes["boxes"], shown, strict=True), start=1):
+                colour = FAMILY_COLOURS[families[method]]
+                patch.set(facecolor=colour + "55", edgecolor=colour)
+                spread = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
+                axes.plot(values, place + spread, "o", color=colour, markersize=3, alpha=0.85)
+            axes.set_title(pair, loc="left", fontweight="bold")
+            axes.set_xlabel(label)
+            axes.grid(axis="y", visible=False)
+        return _svg(figure)
+
+
+def pareto_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str]) -> str:
+    """Mean seconds against mean liver error; the line joins the methods that nobody beats in both."""
+    key = error_key(rows)
+    pairs = [pair for pair in PAIRS if any(r["pair"] == pair for r in rows)]
+    if key is None or not pairs:
+        return ""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.4 * len(pairs), 3.6), layout="constrained")
+        for axes, pair in zip(np.atleast_1d(figure.subplots(1, len(pairs))), pairs, strict=True):
+            points = []
+            for method, family in families.items():
+                seconds, errors = (_values(rows, pair, method, k) for k in ("seconds", key))
+                if family != "start" and seconds and errors:
+                    points.append((float(np.mean(seconds)), float(np.mean(errors)), method))
+            _pareto(axes, points, families)
+            axes.set(xscale="log", xlabel="seconds per case", ylabel="liver error, mm")
+            axes.set_ylim(bottom=0)
+            axes.margins(x=0.25)
+            axes.set_title(pair, loc="left", fontweight="bold")
+        return _svg(figure)
+
+
+def capture_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str]) -> str:
+    """Liver error after against before; a line per method runs through the means of thirds of the cases."""
+    key = error_key(rows)
+    pairs = [pair for pair in PAIRS if any(r["pair"] == pair and r["method"] == "identity" for r in rows)]
+    if key is None or not pairs:
+        return ""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.4 * len(pairs), 3.8), layout="constrained")
+        for axes, pair in zip(np.atleast_1d(figure.subplots(1, len(pairs))), pairs, strict=True):
+            before = {r["case"]: r[key] for r in rows if _of(r, pair, "identity", key)}
+            peers = iter(("-", "--", ":", "-."))
+            for method, family in families.items():
+                after = {r["case"]: r[key] for r in rows if _of(r, pair, method, key) and r["case"] in before}
+                if family == "start" or not after:
+                    continue
+                x, y = (np.array([d[case] for case in sorted(after, key=before.__getitem__)]) for d in (before, after))
+                colour = FAMILY_COLOURS[family]
+                axes.plot(x, y, "o", color=colour, markersize=3, alpha=0.5)
+                thirds = [part for part in np.array_split(np.arange(len(x)), min(3, len(x))) if len(part)]
+                line = "-" if family == "proposed" else next(peers, ":")
+                width = 2.0 if family == "proposed" else 1.1
+                axes.plot(
+                    [x[part].mean() for part in thirds], [y[part].mean() for part in thirds], line, color=colour,
+                    linewidth=width, label=method,
+                )  # fmt: skip
+            top = max(before.values(), default=1.0)
+            axes.plot([0, top], [0, top], color=GRID, linewidth=1)
+            axes.set(xlabel="liver error before, mm", ylabel="liver error after, mm")
+            axes.set_title(pair, loc="left", fontweight="bold")
+            axes.legend(fontsize=7, frameon=False)
+        return _svg(figure)
+
+
+def _of(row: Mapping[str, Any], pair: str, method: str, key: str) -> bool:
+    return row["pair"] == pair and row["method"] == method and row.get(key) is not None
+
+
+def _values(rows: Sequence[Mapping[str, Any]], pair: str, method: str, key: str) -> list[float]:
+    return [float(row[key]) for row in rows if _of(row, pair, method, key)]
+
+
+def _pareto(axes: Axes, points: list[tuple[float, float, str]], families: Mapping[str, str]) -> None:
+    front: list[tuple[float, float]] = []
+    for seconds, error, method in sorted(points):
+        axes.plot(seconds, error, "o", color=FAMILY_COLOURS[families[method]], markersize=7)
+        axes.annotate(method, (seconds, error), xytext=(5, 5), textcoords="offset points", fontsize=7.5)
+        if not front or error < front[-1][1]:
+            front.append((seconds, error))
+    axes.plot(*zip(*front, strict=True), color=PALE, linewidth=1, linestyle="--", zorder=0)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

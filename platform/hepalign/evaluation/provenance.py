@@ -1,0 +1,52 @@
+"""Where the numbers come from: release, data, seeds, machine and versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hepalign.cases.cohort import Cohort
+from hepalign.inference.bundle import Bundle
+
+PACKAGES = (
+    "hepalign", "torch", "numpy", "scipy", "monai", "scikit-image", "SimpleITK", "antspyx", "picsl-greedy",
+    "itk-elastix", "convexadam",
+)  # fmt: skip
+
+
+def provenance(cohort: Cohort, bundle: Bundle, *, split: str, threads: int, seed: int) -> dict[str, Any]:
+    """Everything a reader needs to run the same evaluation again."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cohort": {"name": cohort.name, "digest": cohort.digest, "split": split},
+        "release": {
+            "name": bundle.name,
+            "digests": dict(bundle.digests),
+            "code_commit": bundle.manifest.get("code_commit"),
+            "training_data": bundle.manifest.get("training_data"),
+        },
+        "seed": seed,
+        "threads": threads,
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system(), "arch": platform.machine()},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"
