@@ -109,9 +109,7 @@ def _results(makers: dict[str, partial[PhantomCase]], workers: int) -> Iterator[
         yield _as_made(pool, makers)
 
 
-def _as_made(
-    submit: Callable[..., object], makers: dict[str, partial[PhantomCase]]
-) -> Iterator[tuple[str, PhantomCase]]:
-    waiting = {submit(make): id_ for id_, make in makers.items()}
-    for future in as_completed(waiting):  # type: ignore[arg-type, var-annotated]
+def _as_made(pool: ProcessPoolExecutor, makers: dict[str, partial[PhantomCase]]) -> Iterator[tuple[str, PhantomCase]]:
+    waiting = {pool.submit(make): id_ for id_, make in makers.items()}
+    for future in as_completed(waiting):
         yield waiting[future], future.result()
