@@ -5,37 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 
 from hepalign.errors import UsageError
+from hepalign.image import archive
+from hepalign.image.dicom import read_series
+from hepalign.image.dicom_bytes import PREAMBLE_BYTES, is_dicom
 from hepalign.image.nifti import read_nifti
 from hepalign.image.nifti_header import Orientation
 from hepalign.image.volume import Volume
 
-_ZIP_MAGIC = b"PK\x03\x04"
-_DICOM_MAGIC_OFFSET = 128
 
-
-def read_volume(path: Path | str, *, orientation: Orientation = "auto", report: list[str] | None = None) -> Volume:
+def read_volume(
+    path: Path | str,
+    *,
+    name: str | None = None,
+    orientation: Orientation = "auto",
+    report: list[str] | None = None,
+    drop_localizers: bool = False,
+    resample_tilt: bool = False,
+) -> Volume:
     """Read a 3D image by what it is, not by what it is called.
 
     Args:
-        path: NIfTI file, DICOM file, folder of one DICOM series, or zip of one.
+        path: NIfTI file, multi-frame DICOM file, folder of one DICOM series, or zip of one.
+        name: what to call it in messages (a role, say); its base name by default.
         orientation: see `read_nifti`.
         report: warnings about the data are appended here.
+        drop_localizers, resample_tilt: see `load_series`.
 
     Raises:
         UsageError: `no_such_file`.
-        BadInputError: those of `read_nifti` and `read_series`.
+        BadInputError: those of `read_nifti` and `load_series`.
     """
     path = Path(path)
+    name = path.name if name is None else name
     if not path.exists():
-        raise UsageError(f"{path.name}: there is no such file or folder", code="no_such_file")
-    if path.is_dir() or _starts_dicom(path):
-        from hepalign.image.dicom import read_series
-
-        return read_series(path, report=report)
-    return read_nifti(path, orientation=orientation)
+        raise UsageError(f"{name}: there is no such file or folder", code="no_such_file")
+    if holds_dicom(path):
+        return read_series(path, name=name, report=report, drop_localizers=drop_localizers, resample_tilt=resample_tilt)
+    return read_nifti(path, name=name, orientation=orientation)
 
 
-def _starts_dicom(path: Path) -> bool:
+def holds_dicom(path: Path) -> bool:
+    """Whether a folder, zip or DICOM file stands there (and not, as far as its first bytes tell, a NIfTI file)."""
+    if path.is_dir() or archive.is_zip(path):
+        return True
     with path.open("rb") as file:
-        start = file.read(_DICOM_MAGIC_OFFSET + 4)
-    return start[:4] == _ZIP_MAGIC or start[_DICOM_MAGIC_OFFSET:] == b"DICM"
+        return is_dicom(file.read(PREAMBLE_BYTES + 4))
