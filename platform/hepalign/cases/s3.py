@@ -78,7 +78,8 @@ def client() -> S3Client:
         read_timeout=30,
         max_pool_connections=16,
     )
-    return boto3.client("s3", config=config)
+    # a session of its own: boto3's default one keeps the first credentials it ever saw
+    return boto3.Session().client("s3", config=config)
 
 
 @contextmanager

@@ -105,10 +105,10 @@ class CohortWriter:
         Raises:
             BadInputError: `bad_case_id` for an id that is no plain folder name.
         """
-        if self.has(case_id):
-            return
         for word in (case_id, patient):
             _require_identifier(word)
+        if self.has(case_id):
+            return
         partial = Path(tempfile.mkdtemp(prefix=f".part-{case_id}-", dir=self.root / "cases"))
         try:
             for name, volume in volumes.items():

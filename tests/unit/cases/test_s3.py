@@ -1,0 +1,222 @@
+"""Cohorts under s3://, over real HTTP, with everything that breaks on the way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flaky_s3 import FlakyS3, flaky_s3
+from toy_cases import toy_case, toy_cohort
+
+from hepalign.cases import s3
+from hepalign.cases.cohort import open_cohort
+from hepalign.cases.manifest import sha256_of
+from hepalign.cases.prepared import cache_folder
+from hepalign.cases.writer import CohortWriter
+from hepalign.errors import BadInputError, HepalignError, UsageError, WorkFailedError
+
+URL = "s3://bucket/cohorts/toy"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FlakyS3]:
+    with flaky_s3() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def store(server: FlakyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FlakyS3]:
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "HEPALIGN_CACHE": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    server.faults.clear()
+    server.requests.clear()
+    s3.client.cache_clear()
+    s3.client().create_bucket(Bucket="bucket")
+    yield server
+    for key in s3.list_keys("bucket", ""):
+        s3.client().delete_object(Bucket="bucket", Key=key)
+    s3.client.cache_clear()
+
+
+def small_cohort() -> None:
+    """One case of two images, at URL."""
+    writer = CohortWriter(URL)
+    writer.add("case-0", "patient-0", volumes={name: toy_case(0)["volumes"][name] for name in ("pct", "ict")})
+    writer.finish()
+
+
+def test_a_cohort_in_a_bucket_is_the_cohort_in_a_folder(store: FlakyS3, tmp_path: Path) -> None:
+    toy_cohort(URL, cases=2)
+    toy_cohort(tmp_path / "local", cases=2)
+    remote, local = open_cohort(URL), open_cohort(tmp_path / "local")
+    assert remote.digest == local.digest
+    assert remote.name == "toy"
+    case = remote.cases()[0]
+    np.testing.assert_array_equal(remote.volume(case, "pct").data, local.volume(case, "pct").data)
+    np.testing.assert_array_equal(
+        remote.field(case, "truth_field_ict_from_pct").vectors, local.field(case, "truth_field_ict_from_pct").vectors
+    )
+    assert remote.landmarks(case, "pct").names == ("a", "b")
+    assert not any((cache_folder() / "outgoing").iterdir())
+
+
+def test_a_file_is_downloaded_once(store: FlakyS3) -> None:
+    small_cohort()
+    for _ in range(2):
+        cohort = open_cohort(URL)
+        cohort.volume(cohort.cases()[0], "pct")
+    assert sum(method == "GET" and path.endswith("pct.nii.gz") for method, path, _ in store.requests) == 1
+
+
+def test_extending_a_cohort_in_a_bucket(store: FlakyS3) -> None:
+    small_cohort()
+    writer = CohortWriter(URL)
+    assert writer.has("case-0")
+    writer.add("case-1", "patient-1", volumes={"pct": toy_case(1)["volumes"]["pct"]})
+    writer.finish()
+    assert [case.id for case in open_cohort(URL).cases()] == ["case-0", "case-1"]
+
+
+def test_503s_and_refused_connections_are_tried_again(store: FlakyS3) -> None:
+    store.faults += [("PUT", "pct.nii.gz", "503"), ("PUT", "ict.nii.gz", "refuse"), ("HEAD", "pct.nii.gz", "503")]
+    small_cohort()
+    store.faults += [("GET", "manifest.json", "503"), ("GET", "pct.nii.gz", "503"), ("GET", "pct.nii.gz", "refuse")]
+    cohort = open_cohort(URL)
+    assert cohort.volume(cohort.cases()[0], "pct").data.any()
+    assert not store.faults
+
+
+def test_a_dropped_download_goes_on_where_it_broke(store: FlakyS3) -> None:
+    small_cohort()
+    store.faults += [("GET", "pct.nii.gz", "drop"), ("GET", "pct.nii.gz", "drop"), ("GET", "manifest.json", "drop")]
+    cohort = open_cohort(URL)
+    assert cohort.volume(cohort.cases()[0], "pct").data.any()
+    ranges = [headers["Range"] for method, path, headers in store.requests if "pct" in path and method == "GET"]
+    starts = [int(word.removeprefix("bytes=").removesuffix("-")) for word in ranges]
+    assert len(starts) == 3
+    assert starts[0] == 0 < starts[1] < starts[2]
+
+
+def test_a_truncated_object_is_refused_and_leaves_nothing(store: FlakyS3) -> None:
+    small_cohort()
+    key = "cohorts/toy/cases/case-0/pct.nii.gz"
+    data = s3.read_object("bucket", key)
+    s3.client().put_object(Bucket="bucket", Key=key, Body=data[:-100])
+    cohort = open_cohort(URL)
+    with pytest.raises(BadInputError, match=r"case-0.*pct\.nii\.gz") as error:
+        cohort.volume(cohort.cases()[0], "pct")
+    assert error.value.code == "changed_file"
+    assert not [path for path in (cache_folder() / "objects").rglob("*") if path.is_file() and path.stat().st_size]
+    s3.client().put_object(Bucket="bucket", Key=key, Body=data)
+    assert cohort.volume(cohort.cases()[0], "pct").data.any()
+
+
+def test_a_spoiled_cache_or_leftover_is_fetched_again(store: FlakyS3) -> None:
+    small_cohort()
+    cohort = open_cohort(URL)
+    case = cohort.cases()[0]
+    path = cohort.path(case, "pct")
+    path.write_bytes(b"spoiled")
+    path.with_name(f"{path.name}.part").write_bytes(b"the beginning of something else")
+    assert cohort.volume(case, "pct").data.any()
+    assert sha256_of(path) == path.name
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from hepalign.cases.manifest import FileEntry
+from hepalign.cases.s3 import S3Url
+from hepalign.cases.store import S3Store
+url, cache, entry = sys.argv[1:]
+print(S3Store(S3Url.parse(url), Path(cache)).fetch(FileEntry.model_validate_json(entry)).name)
+"""
+
+
+def test_processes_share_the_cache(store: FlakyS3) -> None:
+    small_cohort()
+    cohort = open_cohort(URL)
+    entry = cohort.entry(cohort.cases()[0], "pct")
+    words = [sys.executable, "-c", FETCH, URL, str(cache_folder()), entry.model_dump_json()]
+    running = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [process.communicate(timeout=60)[0].decode().strip() for process in running] == [entry.sha256] * 2
+    assert sum(method == "GET" and path.endswith("pct.nii.gz") for method, path, _ in store.requests) == 1
+
+
+def test_a_broken_multipart_upload_goes_on(store: FlakyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    path = tmp_path / "big.bin"
+    path.write_bytes(np.random.default_rng(0).bytes(12 << 20))
+    sent: list[int] = []
+    real = s3.client().upload_part
+
+    def breaking(**words: object) -> object:
+        if len(sent) == 2:
+            raise ConnectionError("the process was killed")
+        sent.append(int(str(words["PartNumber"])))
+        return real(**words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(s3.client(), "upload_part", breaking)
+    with pytest.raises(WorkFailedError):
+        s3.upload(path, "bucket", "big.bin", sha256_of(path))
+    monkeypatch.setattr(s3.client(), "upload_part", real)
+    store.requests.clear()
+    s3.upload(path, "bucket", "big.bin", sha256_of(path))
+    parts = [where for method, where, _ in store.requests if method == "PUT"]
+    assert len(parts) == 1
+    assert "partNumber=3" in parts[0]
+    s3.download("bucket", "big.bin", tmp_path / "back.bin")
+    assert sha256_of(tmp_path / "back.bin") == sha256_of(path)
+    s3.upload(path, "bucket", "big.bin", sha256_of(path))
+    assert sum(method == "PUT" for method, _, _ in store.requests) == 1
+
+
+def test_an_upload_of_other_content_is_not_mixed_in(
+    store: FlakyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    begun = s3.client().create_multipart_upload(Bucket="bucket", Key="big.bin")
+    s3.client().upload_part(
+        Bucket="bucket", Key="big.bin", UploadId=begun["UploadId"], PartNumber=1, Body=bytes(5 << 20)
+    )
+    path = tmp_path / "big.bin"
+    path.write_bytes(np.random.default_rng(1).bytes(11 << 20))
+    s3.upload(path, "bucket", "big.bin", sha256_of(path))
+    s3.download("bucket", "big.bin", tmp_path / "back.bin")
+    assert sha256_of(tmp_path / "back.bin") == sha256_of(path)
+
+
+def test_errors_say_what_to_mend(store: FlakyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInputError) as error:
+        open_cohort("s3://bucket/nothing")
+    assert error.value.code == "missing_cohort"
+    with pytest.raises(UsageError) as usage:
+        open_cohort("s3://")
+    assert usage.value.code == "bad_url"
+    store.faults += [("GET", "manifest.json", "503")] * 6
+    with pytest.raises(HepalignError) as down:
+        open_cohort(URL)
+    assert (down.value.code, down.value.status) == ("store_unavailable", 503)
+
+
+def test_no_credentials(store: FlakyS3) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(name)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+        s3.client.cache_clear()
+        with pytest.raises(UsageError) as error:
+            open_cohort(URL)
+    assert error.value.code == "no_credentials"
+    s3.client.cache_clear()
