@@ -266,15 +266,14 @@ def _planes(header: Dataset, name: str) -> Iterator[_Plane]:
         shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
         for number, own in enumerate(frames if frames else [header]):
             groups = (own, shared, header)
-            rescale = _group(groups, "PixelValueTransformationSequence", "RescaleSlope")
-            kind = _group(groups, "CTImageFrameTypeSequence", "FrameType").get("FrameType") or header.get(
-                "ImageType", []
-            )
+            rescale = _group(groups, "PixelValueTransformationSequence")
+            orientation = _group(groups, "PlaneOrientationSequence")
+            kind = header.get("ImageType") or []
             plane = _Plane(
                 header, number,
-                _numbers(_group(groups, "PlanePositionSequence", "ImagePositionPatient").ImagePositionPatient, 3),
-                _numbers(_group(groups, "PlaneOrientationSequence", "ImageOrientationPatient").ImageOrientationPatient, 6),
-                _numbers(_group(groups, "PixelMeasuresSequence", "PixelSpacing").PixelSpacing, 2),
+                _numbers(_group(groups, "PlanePositionSequence").ImagePositionPatient, 3),
+                _numbers(orientation.ImageOrientationPatient, 6),
+                _numbers(_group(groups, "PixelMeasuresSequence").PixelSpacing, 2),
                 float(rescale.get("RescaleSlope", 1.0)), float(rescale.get("RescaleIntercept", 0.0)),
                 any("LOCALIZER" in str(word).upper() for word in ([kind] if isinstance(kind, str) else kind)),
             )  # fmt: skip
@@ -285,11 +284,13 @@ def _planes(header: Dataset, name: str) -> Iterator[_Plane]:
         raise BadInputError(message, code="missing_geometry") from error
 
 
-def _group(groups: tuple[Dataset, Dataset, Dataset], sequence: str, keyword: str) -> Dataset:
+def _group(groups: tuple[Dataset, Dataset, Dataset], sequence: str) -> Dataset:
+    """The item of a functional group: the frame's own, else the shared one, else (single-frame) the object itself."""
     own, shared, header = groups
     for group in (own, shared):
         if items := group.get(sequence):
-            return items[0]
+            item: Dataset = items[0]
+            return item
     return header
 
 
