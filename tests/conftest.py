@@ -7,8 +7,12 @@ import tomllib
 from collections.abc import Generator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from served import Served
 
 # torch reads it at import: the suite's timings and its bitwise comparisons want one thread
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,6 +42,15 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("HEPALIGN_REAL_DATA is not set: no real volumes here")
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    """A really running server, booted once for all tests that ask for it."""
+    from served import boot
+
+    with boot(tmp_path_factory.mktemp("served")) as running:
+        yield running
 
 
 @pytest.hookimpl(wrapper=True)

@@ -169,7 +169,9 @@ class Client:
             with attempt:
                 content = {} if body is None else {"content": body()}
                 answer = self._http.request(method, path, **words, **content)
-                if answer.status_code in _BUSY and attempt.num < self._attempts:
+                # A failed job's answer is final, whatever its status: the same key gets the same answer.
+                busy = answer.status_code in _BUSY and "job" not in _document(answer)
+                if busy and attempt.num < self._attempts:
                     time.sleep(min(10.0, float(answer.headers.get("Retry-After", 1))))
                     raise _BusyError
         if answer.status_code >= 400:

@@ -4,45 +4,102 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import shutil
 import threading
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import structlog
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from hepalign.errors import HepalignError
-from hepalign_serve.pinned import Pinned
-from hepalign_serve.pipeline import Pipeline, Task
+from hepalign_serve import logs
+from hepalign_serve.payload import storage_error
 from hepalign_serve.problems import document
 from hepalign_serve.settings import Lane, Settings
+from hepalign_serve.task import Pinned, Task
 
-logger = logging.getLogger("hepalign_serve")
+if TYPE_CHECKING:
+    # Ingress and desk stay small: only computing replicas load torch.
+    from hepalign_serve.pipeline import Pipeline, Progress
+
+log = structlog.get_logger("hepalign_serve")
 
 HEARTBEAT_S = 2.0
 KEPT_RELEASES = 2
+NETWORK_ATTEMPTS = 3
+
+
+class Releases:
+    """A replica's cache of loaded releases: each request names its own, so none is ever mixed."""
+
+    def __init__(self, name: str, settings: Settings, lane: Lane, pipeline: Pipeline) -> None:
+        import torch
+
+        logs.configure(name, settings.data_folder, settings.log_level)
+
+        torch.set_num_threads(lane.threads)
+        self.pipeline = pipeline
+        self._bundles: dict[str, Any] = {}
+        self._loading = threading.Lock()
+
+    def bundle(self, release: Pinned) -> Any:
+        """The release's networks, loaded aside the ones in use."""
+        with self._loading:
+            if release.digest not in self._bundles:
+                self._bundles[release.digest] = self.pipeline.load(release.folder)
+                while len(self._bundles) > KEPT_RELEASES:
+                    self._bundles.pop(next(iter(self._bundles)))
+            return self._bundles[release.digest]
+
+
+class Network:
+    """A replica of one network, `synthesis` or `inpainting`: volumes in, volumes out."""
+
+    def __init__(self, name: str, settings: Settings, lane: Lane, pipeline: Pipeline, step: str) -> None:
+        self._step = step
+        self._releases = Releases(name, settings, lane, pipeline)
+
+    async def warm(self, release: Pinned) -> str:
+        """Loads a release; returns its digest."""
+        await asyncio.to_thread(self._releases.bundle, release)
+        return release.digest
+
+    async def apply(self, release: Pinned, *volumes: Any) -> dict[str, Any]:
+        """`{value}` of the step, or `{error}`: refusals keep their code on the way."""
+        return await asyncio.to_thread(self._apply, release, *volumes)
+
+    def _apply(self, release: Pinned, *volumes: Any) -> dict[str, Any]:
+        try:
+            return {"value": getattr(self._releases.pipeline, self._step)(self._releases.bundle(release), *volumes)}
+        except HepalignError as error:
+            return {"error": error}
 
 
 class Worker:
-    """A replica of one lane. It caches releases: each request names its own, so none is ever mixed."""
+    """A replica of one lane: runs plans or guides, the network step on its own deployment."""
 
-    def __init__(self, lane: Lane, pipeline: Pipeline) -> None:
-        import torch
-
-        torch.set_num_threads(lane.threads)
+    def __init__(
+        self, name: str, settings: Settings, lane: Lane, pipeline: Pipeline, network: DeploymentHandle[Any]
+    ) -> None:
         self._lane = lane
-        self._pipeline = pipeline
-        self._bundles: dict[str, Any] = {}
-        self._loading = threading.Lock()
+        self._releases = Releases(name, settings, lane, pipeline)
+        self._network = network
         self._stuck = False
 
-    def warm(self, release: Pinned) -> str:
-        """Loads a release aside the ones in use; returns its digest."""
-        self._bundle(release)
+    async def warm(self, release: Pinned) -> str:
+        """Loads a release aside the ones in use, here and in the network's replica; returns its digest."""
+        await asyncio.to_thread(self._releases.bundle, release)
+        await self._network.warm.remote(release)
         return release.digest
+
+    async def preload(self, plan_folder: Path) -> None:
+        """Reads a plan ahead, so that during the procedure only the iCT travels."""
+        await asyncio.to_thread(self._releases.pipeline.preload, plan_folder)
 
     def check_health(self) -> None:
         """Serve replaces a replica whose job outlived the hard limit: threads cannot be stopped."""
@@ -59,43 +116,57 @@ class Worker:
         work = asyncio.create_task(asyncio.to_thread(self._outcome, kind, release, task, progress))
         deadline = asyncio.get_running_loop().time() + self._lane.deadline_s
         while True:
-            done, _ = await asyncio.wait({work}, timeout=HEARTBEAT_S)
+            left_s = deadline - asyncio.get_running_loop().time()
+            done, _ = await asyncio.wait({work}, timeout=min(HEARTBEAT_S, max(left_s, 0.0)))
             if done:
                 yield work.result()
                 return
-            if asyncio.get_running_loop().time() > deadline:
+            if left_s <= 0:
                 self._stuck = True
                 yield {"problem": document("deadline", 504, "the job took longer than the server allows")}
                 return
             yield dict(latest)
 
-    def _outcome(self, kind: str, release: Pinned, task: Task, progress: Any) -> dict[str, Any]:
+    def _outcome(self, kind: str, release: Pinned, task: Task, progress: Progress) -> dict[str, Any]:
         shutil.rmtree(task.out, ignore_errors=True)
         try:
             task.out.mkdir(parents=True)
-            compute = self._pipeline.plan if kind == "plan" else self._pipeline.guide
-            return {"result": compute(self._bundle(release), task, progress)}
+            compute = self._releases.pipeline.plan if kind == "plan" else self._releases.pipeline.guide
+            return {"result": compute(self._releases.bundle(release), task, self._step(release), progress)}
         except HepalignError as error:
             return {"problem": document(error.code, error.status, error.message)}
+        except OSError as error:
+            refusal = storage_error(error)
+            return {"problem": document(refusal.code, refusal.status, refusal.message)}
         except MemoryError:
             return {"problem": document("out_of_memory", 503, "the images need more memory than there is")}
         except Exception:
-            logger.exception("a %s failed", kind)
+            log.exception("work_failed", kind=kind, job=task.out.parent.name)
             return {"problem": document("work_failed", 503, "the work failed; the operator's log says why")}
 
-    def _bundle(self, release: Pinned) -> Any:
-        with self._loading:
-            if release.digest not in self._bundles:
-                self._bundles[release.digest] = self._pipeline.load(release.folder)
-                while len(self._bundles) > KEPT_RELEASES:
-                    self._bundles.pop(next(iter(self._bundles)))
-            return self._bundles[release.digest]
+    def _step(self, release: Pinned) -> Callable[..., Any]:
+        def remote(_bundle: object, *volumes: Any) -> Any:
+            # A lost network replica is replaced within seconds, and its step has no side effects.
+            for attempt in range(NETWORK_ATTEMPTS):
+                try:
+                    answer = self._network.apply.remote(release, *volumes).result(timeout_s=self._lane.deadline_s)
+                except RayActorError:
+                    if attempt == NETWORK_ATTEMPTS - 1:
+                        raise
+                    continue
+                if "error" in answer:
+                    raise answer["error"]
+                return answer["value"]
+            raise AssertionError
+
+        return remote
 
 
 class Ingress:
     """Speaks HTTP; holds no state of its own."""
 
     def __init__(self, settings: Settings, desk: DeploymentHandle[Any]) -> None:
+        logs.configure("Ingress", settings.data_folder, settings.log_level)
         self._settings = settings
         self._desk = desk
 
@@ -140,22 +211,13 @@ def compose(settings: Settings, pipeline: Pipeline) -> serve.Application:
     """The application: ingress → desk → (planning, guidance)."""
     from hepalign_serve.desk import Desk
 
+    plan, guide = settings.plan, settings.guide
+    synthesis = _computing(Network, "Synthesis", settings, plan, pipeline, "synthesise")
+    inpainting = _computing(Network, "Inpainting", settings, guide, pipeline, "inpaint")
+    planning = _computing(Worker, "Planning", settings, plan, pipeline, synthesis)
+    guidance = _computing(Worker, "Guidance", settings, guide, pipeline, inpainting)
     small = {"num_cpus": 0.01}
-    planning, guidance = (
-        serve.deployment(
-            name=name,
-            num_replicas=lane.replicas,
-            max_ongoing_requests=1,
-            max_queued_requests=settings.limits.queued_jobs,
-            health_check_period_s=1,
-            health_check_timeout_s=60,
-            graceful_shutdown_timeout_s=lane.deadline_s,
-            ray_actor_options={"num_cpus": lane.num_cpus, "num_gpus": lane.num_gpus},
-        )(Worker).bind(lane, pipeline)
-        for name, lane in (("Planning", settings.plan), ("Guidance", settings.guide))
-    )
     desk = serve.deployment(name="Desk", num_replicas=1, max_ongoing_requests=200, ray_actor_options=small)(Desk)
-    bound = desk.bind(settings, planning, guidance)
     ingress = serve.deployment(
         name="Ingress",
         num_replicas=1,
@@ -163,5 +225,22 @@ def compose(settings: Settings, pipeline: Pipeline) -> serve.Application:
         max_queued_requests=200,
         ray_actor_options=small,
     )(serve.ingress()(Ingress))
-    app: serve.Application = ingress.bind(settings, bound)
+    app: serve.Application = ingress.bind(settings, desk.bind(settings, planning, guidance))
     return app
+
+
+def _computing(
+    kind: type, name: str, settings: Settings, lane: Lane, pipeline: Pipeline, needs: object
+) -> serve.Application:
+    deployment = serve.deployment(
+        name=name,
+        num_replicas=lane.replicas,
+        max_ongoing_requests=1,
+        max_queued_requests=settings.limits.queued_jobs,
+        health_check_period_s=1,
+        health_check_timeout_s=60,
+        graceful_shutdown_timeout_s=lane.deadline_s,
+        ray_actor_options={"num_cpus": lane.num_cpus, "num_gpus": lane.num_gpus},
+    )(kind)
+    bound: serve.Application = deployment.bind(name, settings, lane, pipeline, needs)
+    return bound

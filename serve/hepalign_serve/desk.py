@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import structlog
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 from hepalign.errors import HepalignError
-from hepalign_serve import work
+from hepalign_serve import logs, work
 from hepalign_serve.audit import Audit
-from hepalign_serve.pinned import Pinned
-from hepalign_serve.pipeline import Task
 from hepalign_serve.problems import document
 from hepalign_serve.records import Records
 from hepalign_serve.releases import pin
 from hepalign_serve.settings import Lane, Settings
+from hepalign_serve.task import Pinned, Task
 
-logger = logging.getLogger("hepalign_serve")
+log = structlog.get_logger("hepalign_serve")
 
 IDLE_S = 1.0
 
@@ -32,6 +31,7 @@ class Desk:
     """Runs as a single replica; what it knows stands in the database, so it may die at any time."""
 
     def __init__(self, settings: Settings, planning: DeploymentHandle[Any], guidance: DeploymentHandle[Any]) -> None:
+        logs.configure("Desk", settings.data_folder, settings.log_level)
         self._settings = settings
         self._records = Records(settings.database)
         self._audit = Audit(self._records, settings.anchor)
@@ -69,7 +69,7 @@ class Desk:
             try:
                 await loop(*words)
             except Exception:
-                logger.exception("%s goes on after an error", loop.__name__)
+                log.exception("goes_on", loop=loop.__name__)
                 await asyncio.sleep(IDLE_S)
 
     async def _watch_release(self) -> None:
@@ -77,7 +77,7 @@ class Desk:
         if self._release is None or release.digest != self._release.digest:
             await asyncio.gather(*(handle.warm.remote(release) for handle in self._workers.values()))
             self._release = release
-            logger.info("serving release %s version %s", release.name, release.version)
+            log.info("serving_release", name=release.name, version=release.version, digest=release.digest)
             await self.wake()
         await asyncio.sleep(self._settings.release_poll_s)
 
@@ -108,7 +108,7 @@ class Desk:
         except TimeoutError:
             outcome = {"problem": document("deadline", 504, "the job took longer than the server allows")}
         except RayError:
-            logger.warning("the replica of job %s was lost in attempt %d", held.job_id, held.attempt)
+            log.warning("replica_lost", job=held.job_id, attempt=held.attempt)
             await asyncio.to_thread(work.give_back, self._records, held)
             return
         await asyncio.to_thread(self._publish, held, task, outcome)
@@ -125,6 +125,8 @@ class Desk:
             work.fail(self._records, held, outcome["problem"])
         if not counted:
             shutil.rmtree(task.out, ignore_errors=True)
+        elif held.kind == "plan":
+            self._workers["guide"].preload.remote(task.out)
 
     def _task(self, held: work.Claim) -> Task:
         data, request = self._settings.data_folder, held.request
@@ -137,7 +139,6 @@ class Desk:
             out=data / "cases" / held.case_id / "jobs" / held.job_id / f"attempt-{held.attempt}",
             plan_folder=folder["plan_folder"],
             previous_folder=folder["previous_folder"],
-            warnings=tuple(request.get("warnings", ())),
         )
 
 

@@ -1,85 +1,109 @@
-"""What a replica computes: the same `inference` functions that evaluation calls, from files to files."""
+"""What replicas compute: the same `inference` functions that evaluation calls, from files to files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from hepalign.cases.probe import check_probe_mask, parse_probe_mask, voxel_mask
 from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
+from hepalign.inference.bundle import Bundle, load_bundle
+from hepalign.inference.guide import guide
+from hepalign.inference.inpaint import Inpainted, inpaint
+from hepalign.inference.planner import Plan, load_plan, plan
+from hepalign.inference.result import load_previous
+from hepalign.inference.synthesise import synthesise
+from hepalign_serve.task import Task
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One attempt's input: image files by role (Case names), options, and the folder for its results."""
-
-    images: Mapping[str, Path]
-    options: Mapping[str, Any]
-    out: Path
-    plan_folder: Path | None = None
-    previous_folder: Path | None = None
-    warnings: tuple[str, ...] = field(default_factory=tuple)
+# A step of the chain on its own replica: the bundle it gets is the caller's, which it does not send.
+Step = Callable[..., Any]
+KEPT_PLANS = 4
 
 
 class Pipeline(Protocol):
-    """What a replica needs to do its work; `HepalignPipeline` is the real one."""
+    """What a replica needs to do its work; `HepalignPipeline` is the real one, tests bring others."""
 
     def load(self, folder: Path) -> Any:
         """A release's bundle, verified and ready."""
         ...
 
-    def plan(self, bundle: Any, task: Task, progress: Progress) -> dict[str, Any]:
+    def synthesise(self, bundle: Any, *volumes: Any) -> Any:
+        """The synthesis network's step."""
+        ...
+
+    def inpaint(self, bundle: Any, *volumes: Any) -> Any:
+        """The inpainting network's step."""
+        ...
+
+    def plan(self, bundle: Any, task: Task, synthesise: Step, progress: Progress) -> dict[str, Any]:
         """Writes the plan folder; returns what `plan.json` says."""
         ...
 
-    def guide(self, bundle: Any, task: Task, progress: Progress) -> dict[str, Any]:
+    def guide(self, bundle: Any, task: Task, inpaint: Step, progress: Progress) -> dict[str, Any]:
         """Writes the guide folder; returns what `result.json` says."""
+        ...
+
+    def preload(self, plan_folder: Path) -> None:
+        """Reads a plan that a guide will need."""
         ...
 
 
 class HepalignPipeline:
     """The paper's chain through `hepalign.inference`."""
 
-    def load(self, folder: Path) -> Any:
-        """See `Pipeline`."""
-        from hepalign.inference.bundle import load_bundle
+    def __init__(self) -> None:
+        self._plans: dict[Path, Plan] = {}
 
+    def load(self, folder: Path) -> Bundle:
+        """See `Pipeline`."""
         return load_bundle(folder)
 
-    def plan(self, bundle: Any, task: Task, progress: Progress) -> dict[str, Any]:
+    def synthesise(self, bundle: Bundle, *volumes: Any) -> Volume:
         """See `Pipeline`."""
-        from hepalign.inference.planner import plan
+        return synthesise(bundle, *volumes)
 
-        progress("reading", 0.05)
-        pmr, pct = read_volume(task.images["pmr"]), read_volume(task.images["pct"])
-        labels = {role: read_volume(path) for role, path in task.images.items() if role.endswith(("_liver", "_tumour"))}
-        progress("planning", 0.1)
-        made = plan(bundle, pmr, pct, labels=labels, **task.options)
-        progress("saving", 0.95)
+    def inpaint(self, bundle: Bundle, *volumes: Any) -> Inpainted:
+        """See `Pipeline`."""
+        return inpaint(bundle, *volumes)
+
+    def plan(self, bundle: Bundle, task: Task, synthesise: Step, progress: Progress) -> dict[str, Any]:
+        """See `Pipeline`."""
+        volumes = {name: read_volume(path) for name, path in task.images.items()}
+        pmr, pct = volumes.pop("pmr"), volumes.pop("pct")
+        made = plan(bundle, pmr, pct, labels=volumes, synthesise=synthesise, progress=progress, **task.options)
         made.save(task.out)
         return _read_json(task.out / "plan.json")
 
-    def guide(self, bundle: Any, task: Task, progress: Progress) -> dict[str, Any]:
+    def guide(self, bundle: Bundle, task: Task, inpaint: Step, progress: Progress) -> dict[str, Any]:
         """See `Pipeline`."""
-        from hepalign.inference.guide import guide
-        from hepalign.inference.planner import load_plan
-
         assert task.plan_folder is not None
-        progress("reading", 0.05)
-        warnings = list(task.warnings)
+        warnings: list[str] = []
         ict = read_volume(task.images["ict"], report=warnings)
         mask = read_mask(task.images["ict_probe_mask"], ict, warnings)
-        progress("guiding", 0.1)
-        made = guide(bundle, load_plan(task.plan_folder), ict, mask, **task.options)
-        progress("saving", 0.95)
+        labels = {name: read_volume(path) for name, path in task.images.items() if name.endswith(("_liver", "_tumour"))}
+        previous = load_previous(task.previous_folder) if task.previous_folder else None
+        planned = self._plan(task.plan_folder)
+        made = guide(
+            bundle, planned, ict, mask, labels=labels, previous=previous, inpaint=inpaint, progress=progress,
+            **task.options,
+        )  # fmt: skip
         made.save(task.out)
-        return _read_json(task.out / "result.json")
+        return _with_warnings(task.out / "result.json", warnings)
+
+    def preload(self, plan_folder: Path) -> None:
+        """See `Pipeline`."""
+        self._plan(plan_folder)
+
+    def _plan(self, folder: Path) -> Plan:
+        if folder not in self._plans:
+            self._plans[folder] = load_plan(folder)
+            while len(self._plans) > KEPT_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+        return self._plans[folder]
 
 
 def read_mask(path: Path, ict: Volume, report: list[str]) -> Volume:
@@ -90,6 +114,14 @@ def read_mask(path: Path, ict: Volume, report: list[str]) -> Volume:
         mask = voxel_mask(read_volume(path), ict.geometry, report)
     check_probe_mask(mask, ict)
     return mask
+
+
+def _with_warnings(path: Path, warnings: list[str]) -> dict[str, Any]:
+    content = _read_json(path)
+    if warnings:
+        content["warnings"] = [*content.get("warnings", []), *warnings]
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:

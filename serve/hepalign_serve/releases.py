@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from hepalign.errors import WorkFailedError
-from hepalign_serve.pinned import Pinned
+from hepalign_serve.task import Pinned
 
 
 def pin(uri: str, cache: Path) -> Pinned:

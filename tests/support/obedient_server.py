@@ -1,0 +1,77 @@
+"""The server process of `served.boot`: the real application whose pipeline can be told to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hepalign_serve.pipeline import HepalignPipeline
+from hepalign_serve.run import serving
+from hepalign_serve.settings import Lane, Limits, Settings
+
+
+class ObedientPipeline(HepalignPipeline):
+    """The real chain that first does what a file of the control folder says: sleep, die, run out of memory."""
+
+    def __init__(self, control: Path) -> None:
+        super().__init__()
+        self._control = control
+
+    def plan(self, bundle: Any, task: Any, synthesise: Any, progress: Any) -> dict[str, Any]:
+        self._obey("plan")
+        return super().plan(bundle, task, synthesise, progress)
+
+    def guide(self, bundle: Any, task: Any, inpaint: Any, progress: Any) -> dict[str, Any]:
+        self._obey("guide")
+        return super().guide(bundle, task, inpaint, progress)
+
+    def inpaint(self, bundle: Any, *volumes: Any) -> Any:
+        self._obey("inpaint")
+        return super().inpaint(bundle, *volumes)
+
+    def _obey(self, step: str) -> None:
+        order = self._control / step
+        if not order.exists():
+            return
+        told = json.loads(order.read_text())
+        if told["times"] <= 1:
+            order.unlink()
+        else:
+            order.write_text(json.dumps(told | {"times": told["times"] - 1}))
+        if told["do"] == "sleep":
+            time.sleep(told["seconds"])
+        elif told["do"] == "die":
+            os._exit(1)
+        elif told["do"] == "memory":
+            raise MemoryError
+        elif told["do"] == "full":
+            raise OSError(28, "No space left on device")
+        elif told["do"] == "bug":
+            raise ZeroDivisionError("canary-in-a-bug")
+
+
+def main(folder: Path) -> None:
+    settings = Settings(
+        port=0,
+        data_folder=folder / "data",
+        release=str(folder / "release"),
+        release_poll_s=0.5,
+        ray_cpus=4,
+        plan=Lane(deadline_s=60, attempts=3),
+        guide=Lane(deadline_s=15, attempts=2),
+        limits=Limits(
+            upload_bytes=8 * 2**20, stall_s=1.5, requests_per_minute=100_000, queued_jobs=6, site_queued_jobs=4
+        ),
+    )
+    with serving(settings, pipeline=ObedientPipeline(folder / "control")) as server:
+        told = {"url": server.url, "token": server.token, "settings": server.settings.model_dump(mode="json")}
+        print(json.dumps(told), flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
