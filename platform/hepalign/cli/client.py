@@ -51,10 +51,10 @@ def plan(
     """Open a case, send the pre-procedural images and plan."""
     images = {"pmr": existing(pmr), "pct": existing(pct)}
     for word in label:
-        role, equals, path = word.partition("=")
+        role, equals, file = word.partition("=")
         if not equals:
             raise UsageError(f"a label is ROLE-liver=FILE or ROLE-tumour=FILE, not {word!r}", code="usage")
-        images[role] = existing(path)
+        images[role] = existing(file)
     with _client(url, token) as client:
         case = client.open_case()
         for role, path in images.items():

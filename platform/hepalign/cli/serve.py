@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,5 +25,7 @@ def serve(
     """Serve a release until interrupted; prints the viewer's address and a token."""
     from hepalign_serve.run import serve_forever
 
-    serve_forever(release=release, config=existing(config) if config else None)
+    serve_forever(
+        release=release, config=existing(config) if config else None, say=functools.partial(print, file=sys.stderr)
+    )
     return Answer({"stopped": True}, "stopped")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hepalign.cases.case import Split
 from hepalign.cli.demo.journal import Journal
 from hepalign.cli.demo.size import SIZES
 from hepalign.cli.progress import Steps
@@ -77,7 +78,7 @@ class Journey:
             names += ["real-train", "real-test"]
         return {"cohorts": names}
 
-    def _simulate(self, name: str, source: Path, split: str) -> None:
+    def _simulate(self, name: str, source: Path, split: Split) -> None:
         from hepalign.cases.sources.generate import simulated_cohort
         from hepalign.image.nifti import read_nifti
         from hepalign.image.resample import resample

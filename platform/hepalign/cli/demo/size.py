@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hepalign.cases.case import Split
+
 
 @dataclass(frozen=True)
 class DemoSize:
@@ -20,7 +22,7 @@ class DemoSize:
 
     shape: tuple[int, int, int]
     spacing_mm: float
-    patients: dict[str, int]
+    patients: dict[Split, int]
     pairs: int
     configs: str
     baselines: tuple[str, ...]
