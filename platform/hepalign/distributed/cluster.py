@@ -16,6 +16,8 @@ from hepalign.errors import UsageError, WorkFailedError
 
 # Ray puts Unix sockets below its folder, and their paths may have 107 characters.
 LONGEST_TEMP_DIR = 40
+# Ray Train's helpers repeat harmless warnings every second where there is no dashboard.
+QUIET = ray.LoggingConfig(log_level="ERROR")
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
                 num_cpus=num_cpus or os.cpu_count(),
                 include_dashboard=False,
                 _temp_dir=str(folder),
-                configure_logging=False,
+                logging_config=QUIET,
             )
         yield
     finally:
@@ -74,7 +76,7 @@ def require_cpus(needed: float, what: str) -> None:
 
 def _join(address: str) -> None:
     try:
-        ray.init(address=address, configure_logging=False)
+        ray.init(address=address, logging_config=QUIET)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise WorkFailedError(
             "no Ray cluster answers at RAY_ADDRESS: start one, or unset the variable to work on this machine",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,21 +12,18 @@ from typing import Any, cast
 
 import ray.train
 import torch
-import torch.distributed
-from ray.train import CheckpointUploadMode
-from ray.train.torch import get_device, prepare_model
 
 # The same classes as ray.train's, whose annotations still are the first version's.
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
 from ray.train.v2.api.config import RunConfig as TrainRunConfig
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
-from torch import nn
 
 from hepalign.cases.cohort import open_cohort
 from hepalign.config import RunConfig, load_config
 from hepalign.distributed.cluster import ray_session, require_cpus
-from hepalign.errors import HepalignError, UsageError, WorkFailedError
+from hepalign.distributed.worker import Ended, Order, StageFactory, work
+from hepalign.errors import UsageError, WorkFailedError
 from hepalign.stages.stage import Stage
 from hepalign.tracking.provenance import code_commit, data_digests, environment
 from hepalign.tracking.runs import RunLog, close_run, open_run, send_pending, tracking_uri, write_curves
@@ -36,7 +31,6 @@ from hepalign.training.checkpoint import BEST
 from hepalign.training.loop import FitResult, fit, seed_everything
 from hepalign.training.world import Report, World
 
-StageFactory = Callable[[RunConfig, torch.device], Stage]
 STAGES = {
     "synthesis": ("hepalign.stages.synthesis", "SynthesisStage"),
     "inpainting": ("hepalign.stages.inpainting", "InpaintingStage"),
@@ -60,14 +54,6 @@ class TrainResult:
     folder: Path
     metrics: dict[str, float]
     run_id: str | None
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """What rank 0 sends back: a result, or an error that no restart would mend."""
-
-    result: FitResult | None = None
-    error: HepalignError | None = None
 
 
 def train(
@@ -164,8 +150,8 @@ def _train_on_ray(config: RunConfig, run_id: str | None, make: StageFactory) -> 
         if not workers.autoscaling:
             require_cpus((workers.min_count or workers.count) * workers.cpus, "the training")
         trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"config": config, "run_id": run_id, "make": make, "uri": _absolute_uri(config)},
+            work,
+            train_loop_config={"order": Order(config, make, _absolute_uri(config), run_id)},
             scaling_config=ScalingConfig(
                 num_workers=(workers.min_count, workers.count) if workers.min_count else workers.count,
                 resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
@@ -180,6 +166,7 @@ def _train_on_ray(config: RunConfig, run_id: str | None, make: StageFactory) -> 
                     controller_failure_limit=CONTROLLER_FAILURES,
                     max_preemption_failures=workers.max_preemptions,
                 ),
+                logging_config=LoggingConfig(log_level="WARNING"),
                 checkpoint_config=CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
             ),
         )
@@ -190,7 +177,7 @@ def _train_on_ray(config: RunConfig, run_id: str | None, make: StageFactory) -> 
                 f"{config.name}: the workers failed: {_first_line(error)}; --resume goes on from the last checkpoint",
                 code="training_failed",
             ) from error
-        ended = cast("_Ended", cast("Result", done).return_value)
+        ended = cast("Ended", cast("Result", done).return_value)
         if ended.error is not None:
             raise ended.error
         assert ended.result is not None
@@ -198,67 +185,6 @@ def _train_on_ray(config: RunConfig, run_id: str | None, make: StageFactory) -> 
         with done.checkpoint.as_directory() as stored:
             shutil.copytree(Path(stored) / BEST, config.folder / BEST, dirs_exist_ok=True)
         return ended.result
-
-
-def _worker(given: dict[str, Any]) -> _Ended:
-    """One rank's work; runs in a Ray Train worker."""
-    config = cast("RunConfig", given["config"])
-    if not config.workers.gpu:
-        torch.set_num_threads(max(1, int(config.workers.cpus)))
-    seed_everything(config.training.seed)
-    log = RunLog(given["uri"], given["run_id"])
-    with tempfile.TemporaryDirectory(prefix="hepalign-") as folder, ExitStack() as opened:
-        world = _ray_world(config, log, opened)
-        stage = cast("StageFactory", given["make"])(config, world.device)
-        try:
-            result = fit(stage, config.training, world, Path(folder), resume=True)
-        except HepalignError as error:
-            # The same data would fail again: end the run instead of letting Ray restart it.
-            return _Ended(error=error)
-    return _Ended(result=result)
-
-
-def _ray_world(config: RunConfig, log: RunLog, opened: ExitStack) -> World:
-    context = ray.train.get_context()
-    rank, size = context.get_world_rank(), context.get_world_size()
-    upload = CheckpointUploadMode.ASYNC if config.workers.upload == "async" else CheckpointUploadMode.SYNC
-
-    def prepare(net: nn.Module) -> nn.Module:
-        trained = any(parameter.requires_grad for parameter in net.parameters())
-        return prepare_model(net, parallel_strategy="ddp" if trained and size > 1 else None)
-
-    def report(told: Report) -> None:
-        assert told.checkpoint is not None
-        checkpoint = ray.train.Checkpoint.from_directory(str(told.checkpoint))
-        ray.train.report(
-            dict(told.row), checkpoint, checkpoint_upload_mode=upload, delete_local_checkpoint_after_upload=True
-        )
-        if rank == 0:
-            log.send(told.row, told.pictures)
-
-    def gather(mine: Any) -> list[Any]:
-        if size == 1:
-            return [mine]
-        found: list[Any] = [None] * size
-        torch.distributed.all_gather_object(found, mine)
-        return found
-
-    return World(
-        rank=rank,
-        size=size,
-        device=get_device(),
-        prepare=prepare,
-        report=report,
-        gather=gather,
-        checkpoints=lambda: _newest_first(opened),
-        interrupted=lambda: ray.train.get_preemption_info() is not None,
-    )
-
-
-def _newest_first(opened: ExitStack) -> Iterator[Path]:
-    """The run's checkpoints as local folders, fetched one at a time as they are asked for."""
-    for reported in reversed(ray.train.get_all_reported_checkpoints()):
-        yield Path(opened.enter_context(reported.checkpoint.as_directory()))
 
 
 def _absolute_uri(config: RunConfig) -> str:
