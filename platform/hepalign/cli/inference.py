@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -98,8 +98,9 @@ def guide(
         budget_s=budget_s,
     )
     result.save(out)
-    status, reasons = result.quality["status"], result.quality["reasons"]
-    text = f"{str(status).upper()}{': ' if reasons else ''}{'; '.join(reasons)}\nresult in {out}"
+    reasons = [str(reason) for reason in cast("list[object]", result.quality["reasons"])]
+    verdict = ": ".join([str(result.quality["status"]).upper(), *(["; ".join(reasons)] if reasons else [])])
+    text = f"{verdict}\nresult in {out}"
     return Answer({"out": str(out), **result.summary(), "read_warnings": warnings}, text)
 
 
@@ -199,6 +200,14 @@ def _read(path: str, warnings: list[str], modality: str | None = None) -> Volume
 
 
 def _probe_mask(word: str, ict: Volume, warnings: list[str]) -> Volume:
-    from hepalign.cases.probe import find_probe, read_probe_mask
+    from hepalign.cases.probe import check_probe_mask, find_probe, parse_probe_mask, voxel_mask
 
-    return find_probe(ict) if word == "auto" else read_probe_mask(existing(word), ict, report=warnings)
+    if word == "auto":
+        return find_probe(ict)
+    path = existing(word)
+    if path.suffix == ".json":
+        mask = parse_probe_mask(path.read_bytes(), ict.geometry, name=path.name)
+    else:
+        mask = voxel_mask(_read(word, warnings), ict.geometry, warnings, name=path.name)
+    check_probe_mask(mask, ict, name=path.name)
+    return mask
