@@ -143,9 +143,7 @@ class _Walk:
                 self._skip(length)
             else:
                 self._push(_Frame(True, self._end(length), frame.explicit))
-        elif (
-            (tag == _ITEM_END and frame.is_item) or (tag == _SEQUENCE_END and not frame.is_item)
-        ) and frame.end is None:
+        elif tag == (_ITEM_END if frame.is_item else _SEQUENCE_END) and frame.end is None:
             self._open.pop()
         else:
             raise self._bad()

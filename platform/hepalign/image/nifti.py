@@ -74,7 +74,7 @@ def read_voxels(
     voxels = raw.reshape(header.dims, order="F")
     voxels = voxels.astype(header.dtype.newbyteorder("="), order="C")
     if (header.slope, header.inter) != (1.0, 0.0):
-        voxels = (voxels.astype(np.float64) * header.slope + header.inter).astype(np.float32)
+        voxels = _rescaled(voxels, header.slope, header.inter)
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         raise BadInputError(
             f"{name}: voxels that are NaN or infinite; fill them before sending", code="nonfinite_voxels"
@@ -117,6 +117,16 @@ def source_name(source: Path | str | bytes, name: str | None) -> str:
     if name is not None:
         return name
     return "the upload" if isinstance(source, bytes) else Path(source).name
+
+
+def _rescaled(stored: NDArray[np.generic], slope: float, inter: float) -> NDArray[np.float32]:
+    """`slope * stored + inter`, in float64 a plane at a time, rounded once to float32."""
+    scaled = np.empty(stored.shape, np.float32)
+    # What overflows becomes infinite, and infinite voxels are refused.
+    with np.errstate(over="ignore"):
+        for plane, out in zip(stored, scaled, strict=True):
+            out[...] = plane.astype(np.float64) * slope + inter
+    return scaled
 
 
 def _portable(data: NDArray[np.generic]) -> NDArray[np.generic]:

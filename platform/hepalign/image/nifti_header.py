@@ -20,8 +20,9 @@ from hepalign.image.geometry import Geometry
 Orientation = Literal["auto", "sform", "qform"]
 
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
-# 512 x 512 x 1024 voxels of float32: four times any abdominal CT met, an eighth of a small server's memory.
-MAX_VOXEL_BYTES = 1 << 30
+# 512 x 512 x 1024 voxels, as float32 a GiB: four times any abdominal CT met, an eighth of a small server's memory.
+MAX_VOXELS = 1 << 28
+MAX_VOXEL_BYTES = 4 * MAX_VOXELS
 MAX_EXTENSION_BYTES = 16 << 20
 # DICOM converters leave sform and qform a rounding apart; a tenth of a voxel is more than that and less than a fault.
 ORIENTATION_TOLERANCE_VOXELS = 0.1
@@ -99,11 +100,9 @@ def parse_header(raw: bytes, name: str, orientation: Orientation = "auto") -> Ni
     slope, inter = _scale(fields, name)
     affine = _affine(fields, dims, name, orientation)
     header = NiftiHeader(dims, dtype, offset, slope, inter, affine, fields.intent, len(raw))
-    if header.voxel_bytes > MAX_VOXEL_BYTES:
-        message = f"{name}: {' x '.join(map(str, dims))} voxels are {header.voxel_bytes >> 20} MiB, "
-        raise BadInputError(
-            message + f"past the limit of {MAX_VOXEL_BYTES >> 20}; crop or resample it", code="too_large", status=413
-        )
+    if math.prod(header.shape) > MAX_VOXELS or header.voxel_bytes > 3 * MAX_VOXEL_BYTES:
+        message = f"{name}: {' x '.join(map(str, dims))} voxels are past the limit of {MAX_VOXELS}; crop or resample it"
+        raise BadInputError(message, code="too_large", status=413)
     check_grid(affine, header.shape, name)
     return header
 
