@@ -1,0 +1,143 @@
+"""Everything that is wrong with a cohort, in one list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from hepalign.cases import s3
+from hepalign.cases.case import ROLES, Case
+from hepalign.cases.cohort import Cohort, open_cohort
+from hepalign.cases.labels import check_overlap, label_onto
+from hepalign.cases.landmarks import Landmarks, common
+from hepalign.cases.manifest import MANIFEST_NAME
+from hepalign.cases.probe import check_probe_mask
+from hepalign.cases.writer import CT_NAMES, RECORD_NAME
+from hepalign.errors import BadInputError, HepalignError
+from hepalign.image.checks import check_ct, check_mr
+from hepalign.image.volume import Volume
+from hepalign.transform.displacement import DisplacementField, transform_points
+
+# Landmarks are read off voxels: the truth may differ from them by this much and still be the truth.
+LANDMARK_TOLERANCE_MM = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault: the case, the file (both may be empty: the cohort as a whole), a stable code and the mend."""
+
+    case: str
+    file: str
+    code: str
+    message: str
+
+
+def check_cohort(location: Path | str) -> list[Finding]:
+    """Read every file of every case and list what is wrong; an empty list is a sound cohort.
+
+    Checked: the manifest and its digests, every header and voxel, modalities, labels on their images' grids, the
+    probe mask, pCT and iCT in one region, truth fields against landmarks, one image under two patients, files that
+    the manifest does not know.
+    """
+    try:
+        cohort = open_cohort(location)
+    except HepalignError as error:
+        return [Finding("", MANIFEST_NAME, error.code, error.message)]
+    findings = [finding for case in cohort.cases() for finding in _CaseCheck(cohort, case).findings()]
+    findings += _shared_images(cohort)
+    if not str(location).startswith(s3.SCHEME):
+        findings += _unlisted(cohort, Path(location))
+    return findings
+
+
+class _CaseCheck:
+    def __init__(self, cohort: Cohort, case: Case) -> None:
+        self._cohort, self._case = cohort, case
+        self._found: list[Finding] = []
+        self._volumes: dict[str, Volume] = {}
+        self._fields: dict[str, DisplacementField] = {}
+        self._points: dict[str, Landmarks] = {}
+
+    def findings(self) -> list[Finding]:
+        for name in self._case.files:
+            self._try(name, partial(self._read, name))
+        for name, volume in self._volumes.items():
+            self._try(name, partial(self._check, name, volume))
+        if {"pct", "ict"} <= set(self._volumes):
+            self._try("ict", lambda: check_overlap(self._volumes["pct"].geometry, self._volumes["ict"].geometry))
+        for name in self._fields:
+            self._try(name, partial(self._check_truth, name))
+        return self._found
+
+    def _try(self, name: str, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except HepalignError as error:
+            self._found.append(Finding(self._case.id, name, error.code, error.message))
+
+    def _read(self, name: str) -> None:
+        if name.endswith("_landmarks"):
+            self._points[name[:3]] = self._cohort.landmarks(self._case, name[:3])
+        elif name.startswith("truth_field_"):
+            self._fields[name] = self._cohort.field(self._case, name)
+        else:
+            self._volumes[name] = self._cohort.volume(self._case, name)
+
+    def _check(self, name: str, volume: Volume) -> None:
+        if name in CT_NAMES:
+            check_ct(volume, name)
+        elif name == "pmr":
+            check_mr(volume, name)
+        elif name[:3] in self._volumes:
+            image = self._volumes[name[:3]]
+            report: list[str] = []
+            label = label_onto(volume, image, name=name, report=report)
+            if report:
+                raise BadInputError(f"{name}: is not on its image's grid; import the case again", code="other_grid")
+            if name == "ict_probe_mask":
+                check_probe_mask(label, image, name=name)
+
+    def _check_truth(self, name: str) -> None:
+        """A truth field must bring a's landmarks to b's."""
+        fixed, _, moving = name.removeprefix("truth_field_").partition("_from_")
+        if not {fixed, moving} <= set(self._points):
+            return
+        _, at, there = common(self._points[fixed], self._points[moving])
+        if len(at):
+            gap_mm = np.linalg.norm(transform_points(self._fields[name], at) - there, axis=1)
+            if float(np.median(gap_mm)) > LANDMARK_TOLERANCE_MM:
+                raise BadInputError(
+                    f"{name}: leaves the landmarks {np.median(gap_mm):.1f} mm apart; it is not the truth of this pair",
+                    code="truth_mismatch",
+                )
+
+
+def _shared_images(cohort: Cohort) -> Iterator[Finding]:
+    """One image under two patients leaks from one split into another."""
+    owners: dict[str, tuple[str, str]] = {}
+    for entry in cohort.manifest.cases:
+        for role in ROLES:
+            if role not in entry.files:
+                continue
+            patient, case = owners.setdefault(entry.files[role].sha256, (entry.patient, entry.id))
+            if patient != entry.patient:
+                message = f"{role}: the same image as in case {case} of another patient; give both one patient id"
+                yield Finding(entry.id, role, "shared_image", message)
+
+
+def _unlisted(cohort: Cohort, root: Path) -> Iterator[Finding]:
+    listed = {file.path for entry in cohort.manifest.cases for file in entry.files.values()}
+    for path in sorted((root / "cases").rglob("*")):
+        place = path.relative_to(root)
+        if not path.is_file() or place.as_posix() in listed:
+            continue
+        case = place.parts[1]
+        if path.name == RECORD_NAME or case.startswith("."):
+            message = "written but not in the manifest yet; finish the command that writes the cohort"
+            yield Finding(case, path.name, "unfinished_case", message)
+        else:
+            yield Finding(case, path.name, "unlisted_file", "not in the manifest; remove it or import it as a case")
