@@ -130,14 +130,13 @@ def _shared_images(cohort: Cohort) -> Iterator[Finding]:
 
 
 def _unlisted(cohort: Cohort, root: Path) -> Iterator[Finding]:
-    listed = {file.path for entry in cohort.manifest.cases for file in entry.files.values()}
-    for path in sorted((root / "cases").rglob("*")):
-        place = path.relative_to(root)
-        if not path.is_file() or place.as_posix() in listed:
-            continue
-        case = place.parts[1]
-        if path.name == RECORD_NAME or case.startswith("."):
+    known = {entry.id: {file.path for file in entry.files.values()} for entry in cohort.manifest.cases}
+    for folder in sorted((root / "cases").iterdir()):
+        if folder.name.startswith(".") or (folder / RECORD_NAME).exists():
             message = "written but not in the manifest yet; finish the command that writes the cohort"
-            yield Finding(case, path.name, "unfinished_case", message)
-        else:
-            yield Finding(case, path.name, "unlisted_file", "not in the manifest; remove it or import it as a case")
+            yield Finding(folder.name, "", "unfinished_case", message)
+            continue
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if path.relative_to(root).as_posix() not in known.get(folder.name, set()):
+                message = "not in the manifest; remove it or import it as a case"
+                yield Finding(folder.name, path.name, "unlisted_file", message)
