@@ -25,8 +25,9 @@ from hepalign.distributed.cluster import ray_session, require_cpus
 from hepalign.distributed.worker import Ended, Order, StageFactory, work
 from hepalign.errors import UsageError, WorkFailedError
 from hepalign.stages.stage import Stage
-from hepalign.tracking.provenance import code_commit, data_digests, environment
-from hepalign.tracking.runs import RunLog, close_run, open_run, send_pending, tracking_uri, write_curves
+from hepalign.tracking.provenance import code_commit, environment, training_data
+from hepalign.tracking.registry import tracking_uri
+from hepalign.tracking.runs import RunLog, close_run, open_run, send_pending, write_curves
 from hepalign.training.checkpoint import BEST
 from hepalign.training.loop import FitResult, fit, seed_everything
 from hepalign.training.world import Report, World
@@ -80,15 +81,17 @@ def train(
     _check_folder(config, resume)
     config.dump(folder / "config.yaml")
     send_pending(config.out, config.tracking)
-    facts = {"commit": code_commit()} | environment() | _digests(config)
-    run_id = open_run(config, facts, parent_run)
+    facts = {"commit": code_commit()} | environment()
+    data = training_data(open_cohort(place) for place in _places(config))
+    tags = facts | {f"data.{name}": digest for name, digest in data["cohorts"].items()}
+    run_id = open_run(config, tags, parent_run)
     try:
         train_here = config.workers.count == 0
         result = _train_here(config, run_id, make, watch) if train_here else _train_on_ray(config, run_id, make)
     except BaseException:
         close_run(config, "FAILED")
         raise
-    _write_result(config, result, facts)
+    _write_result(config, result, facts, data)
     return TrainResult(folder, dict(result.best), close_run(config) or run_id)
 
 
@@ -102,11 +105,6 @@ def build_stage(config: RunConfig, device: torch.device) -> Stage:
 def _places(config: RunConfig) -> list[str]:
     data = getattr(config.component, "data", None)
     return [str(place) for place in getattr(data, "cohorts", [])]
-
-
-def _digests(config: RunConfig) -> dict[str, str]:
-    found = data_digests(open_cohort(place) for place in _places(config))
-    return {f"data.{name}": digest for name, digest in found.items()}
 
 
 def _check_folder(config: RunConfig, resume: bool) -> None:
@@ -196,7 +194,7 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _write_result(config: RunConfig, result: FitResult, facts: Mapping[str, str]) -> None:
+def _write_result(config: RunConfig, result: FitResult, facts: Mapping[str, str], data: Mapping[str, Any]) -> None:
     folder = config.folder
     for path in _files(folder / BEST):
         shutil.copy2(path, folder / path.name)
@@ -209,7 +207,7 @@ def _write_result(config: RunConfig, result: FitResult, facts: Mapping[str, str]
         "seed": config.training.seed,
         "workers": config.workers.model_dump(mode="json", exclude_none=True),
         "facts": dict(facts),
-        "data": {key.removeprefix("data."): value for key, value in facts.items() if key.startswith("data.")},
+        "data": dict(data),
     }
     (folder / "training.json").write_text(json.dumps(training, indent=2, sort_keys=True) + "\n")
 

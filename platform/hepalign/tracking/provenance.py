@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -9,16 +10,11 @@ import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
+from typing import Any
+
+from hepalign.cases.cohort import Cohort
 
 LIBRARIES = ("hepalign", "torch", "ray", "mlflow", "numpy")
-
-
-class Digested(Protocol):
-    """A cohort, as far as provenance needs it."""
-
-    name: str
-    digest: str
 
 
 def code_commit() -> str:
@@ -38,9 +34,19 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
 
 
-def data_digests(cohorts: Iterable[Digested]) -> dict[str, str]:
-    """Each cohort's name and its manifest's SHA-256."""
-    return {cohort.name: cohort.digest for cohort in cohorts}
+def training_data(cohorts: Iterable[Cohort]) -> dict[str, Any]:
+    """Which data a training saw: each cohort's manifest digest, and its training and validation patients' hashes."""
+    opened = list(cohorts)
+    patients = {case.patient for cohort in opened for case in cohort.cases() if case.split != "test"}
+    return {
+        "cohorts": {cohort.name: cohort.digest for cohort in opened},
+        "patients": sorted(patient_hash(patient) for patient in patients),
+    }
+
+
+def patient_hash(pseudonym: str) -> str:
+    """A pseudonym as it may leave the cohort: enough to find the same patient in two places."""
+    return hashlib.sha256(pseudonym.encode()).hexdigest()[:16]
 
 
 def _version(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from hepalign.config import RunConfig, TrackingConfig
+from hepalign.tracking.registry import client, ensure_experiment, tracking_uri
 from hepalign.training.progress import warn
 
 PENDING = "mlflow-pending"
@@ -31,23 +32,6 @@ RUN_FILE = "run.json"
 RETRY_AFTER_S = 30.0
 # One request may carry this many (MLflow's limits).
 PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 1000
-
-
-def tracking_uri(tracking: TrackingConfig | None = None, out: Path = Path("runs")) -> str:
-    """MLflow's address: the config's, MLFLOW_TRACKING_URI, or SQLite in the output folder."""
-    given = (tracking.uri if tracking else None) or os.environ.get("MLFLOW_TRACKING_URI")
-    if given:
-        return given
-    out.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{(out / 'mlflow.db').resolve()}"
-
-
-def client(uri: str) -> MlflowClient:
-    """A client that gives up within seconds instead of MLflow's minutes."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def open_run(config: RunConfig, facts: Mapping[str, str], parent: str | None = None) -> str | None:
@@ -143,6 +127,21 @@ def send_pending(out: Path, tracking: TrackingConfig) -> list[str]:
     return sent
 
 
+def log_evaluation(means: Mapping[str, float], name: str, facts: Mapping[str, str]) -> None:
+    """File an evaluation's means under the experiment `hepalign/evaluations`; never stops the evaluation."""
+    try:
+        mlflow = client()
+        run = mlflow.create_run(ensure_experiment(mlflow, "hepalign/evaluations"), tags=dict(facts), run_name=name)
+        _send_rows(mlflow, run.info.run_id, [{"step": 0.0, **{_metric_name(key): mean for key, mean in means.items()}}])
+        mlflow.set_terminated(run.info.run_id)
+    except (MlflowException, OSError) as error:
+        warn(f"MLflow is away ({type(error).__name__}); the evaluation is in its folder only")
+
+
+def _metric_name(name: str) -> str:
+    return re.sub(r"[^\w./ :-]", "_", name)
+
+
 class _StoredRun:
     """What `_find_or_create` needs, of a run that only its folder remembers."""
 
@@ -164,7 +163,7 @@ def _find_or_create(config: RunConfig | _StoredRun, folder: Path) -> str:
     tags = {"stage": config.stage, "research_use_only": "true", **facts}
     if parent:
         tags["mlflow.parentRunId"] = parent
-    run = mlflow.create_run(_experiment(mlflow, config), tags=tags, run_name=config.name)
+    run = mlflow.create_run(ensure_experiment(mlflow, config.tracking.experiment), tags=tags, run_name=config.name)
     params = [Param(key, str(value)[:6000]) for key, value in dotted(config.flat()).items()]
     for start in range(0, len(params), PARAMS_PER_BATCH):
         mlflow.log_batch(run.info.run_id, params=params[start : start + PARAMS_PER_BATCH])
@@ -181,25 +180,6 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
-
-
-def ensure_experiment(mlflow: MlflowClient, name: str, uri: str, out: Path) -> str:
-    """The experiment's id; SQLite's keeps its files beside the database."""
-    found = mlflow.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    location = (out / "mlartifacts" / name).resolve().as_uri() if uri.startswith("sqlite") else None
-    try:
-        return str(mlflow.create_experiment(name, artifact_location=location))
-    except MlflowException:
-        made_meanwhile = mlflow.get_experiment_by_name(name)
-        if made_meanwhile is None:
-            raise
-        return str(made_meanwhile.experiment_id)
-
-
-def _experiment(mlflow: MlflowClient, config: RunConfig | _StoredRun) -> str:
-    return ensure_experiment(mlflow, config.tracking.experiment, tracking_uri(config.tracking, config.out), config.out)
 
 
 def _send_rows(mlflow: MlflowClient, run_id: str, rows: Sequence[Mapping[str, float]]) -> None:

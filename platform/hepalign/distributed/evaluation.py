@@ -1,0 +1,159 @@
+"""Spreading cases over a Ray cluster: evaluation and batch scoring."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+
+from hepalign.cases.case import Split
+from hepalign.cases.cohort import open_cohort
+from hepalign.distributed.cluster import ray_session, require_cpus
+from hepalign.errors import HepalignError
+from hepalign.evaluation.evaluate import DEFAULT_BASELINES, Evaluation, evaluate
+from hepalign.inference.bundle import Bundle, load_bundle
+from hepalign.inference.whole_case import run_case
+from hepalign.tracking.releases import resolve_release
+from hepalign.tracking.runs import log_evaluation
+
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+# A task whose node is lost is done again elsewhere this often.
+RETRIES = 2
+
+
+def ray_map(workers: int, cpus: float = 1.0) -> Map:
+    """A `map` over Ray tasks: at most `workers` at a time, results as they come.
+
+    `fn` is shipped once; an item whose node dies is done again.
+
+    Raises:
+        UsageError: `too_few_cpus` for a cluster that cannot run even one.
+    """
+
+    def spread(fn: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        require_cpus(cpus, "each task")
+        call = ray.remote(num_cpus=cpus, max_retries=RETRIES)(_call)
+        shipped = ray.put(fn)
+        waiting, running = list(items)[::-1], []
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(call.remote(shipped, waiting.pop()))
+            done, running = ray.wait(running)
+            yield from ray.get(done)
+
+    return spread
+
+
+def evaluate_release(
+    cohort: str,
+    release: str | None,
+    out: Path,
+    *,
+    split: Split | Literal["all"] = "test",
+    baselines: Sequence[str] = DEFAULT_BASELINES,
+    ablate: Mapping[str, str] | None = None,
+    workers: int = 0,
+    fresh: bool = False,
+) -> Evaluation:
+    """`evaluation.evaluate` for a named release, in this process or on Ray; its means go to MLflow.
+
+    Args:
+        cohort: a folder or s3:// prefix.
+        release: as `resolve_release`.
+        ablate: name to another release, or to the word `untrained`.
+        workers: Ray tasks at a time, with one thread each; 0 works in this process.
+    """
+    opened, bundle = open_cohort(cohort), load_bundle(resolve_release(release))
+    others: dict[str, Any] = {
+        name: other if other == "untrained" else load_bundle(resolve_release(other))
+        for name, other in (ablate or {}).items()
+    }
+    facts = {"release": bundle.name, "cohort": opened.name, "cohort_digest": opened.digest, "split": split}
+    with _spread(workers) as spread:
+        return evaluate(
+            opened,
+            bundle,
+            out,
+            split=split,
+            baselines=baselines,
+            ablate=others,
+            map=spread,
+            log=lambda means: log_evaluation(means, out.name, facts),
+            progress=lambda done, total: _say(f"evaluation: {done}/{total}"),
+            fresh=fresh,
+            threads=1 if workers else 2,
+        )
+
+
+def score_cohort(cohort: str, release: str | None, out: Path, *, workers: int = 0) -> list[dict[str, str]]:
+    """Plan and guide every case of a cohort: one folder a case, and `summary.csv`. Finished cases are skipped.
+
+    Returns:
+        One row a case: `case`, `status` (accept, review, reject or failed), `message`.
+    """
+    opened, bundle = open_cohort(cohort), load_bundle(resolve_release(release))
+    out.mkdir(parents=True, exist_ok=True)
+    case_ids = [case.id for case in opened.cases()]
+    rows = {case_id: row for case_id in case_ids if (row := _scored(out, case_id)) is not None}
+    todo = [case_id for case_id in case_ids if case_id not in rows]
+    with _spread(workers) as spread:
+        for row in spread(_Score(cohort, bundle, out.resolve()), todo):
+            rows[row["case"]] = row
+            _say(f"batch: {len(rows)}/{len(case_ids)}, {row['case']} {row['status']}")
+    with (out / "summary.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["case", "status", "message"])
+        writer.writeheader()
+        writer.writerows(rows[case_id] for case_id in case_ids)
+    return [rows[case_id] for case_id in case_ids]
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Scores one case; crosses to Ray's tasks."""
+
+    cohort: str
+    bundle: Bundle
+    out: Path
+
+    def __call__(self, case_id: str) -> dict[str, str]:
+        opened = open_cohort(self.cohort)
+        case = next(case for case in opened.cases() if case.id == case_id)
+        try:
+            result = run_case(self.bundle, opened, case, self.out / case_id)
+        except HepalignError as error:
+            return {"case": case_id, "status": "failed", "message": f"[{error.code}] {error.message}"}
+        return {"case": case_id, "status": str(result["quality"]["status"]), "message": ""}
+
+
+def _scored(out: Path, case_id: str) -> dict[str, str] | None:
+    """The row of a case that an earlier run finished."""
+    try:
+        result = json.loads((out / case_id / "result.json").read_text())
+        return {"case": case_id, "status": str(result["quality"]["status"]), "message": ""}
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+@contextmanager
+def _spread(workers: int) -> Iterator[Map]:
+    if workers == 0:
+        yield map
+        return
+    with ray_session():
+        yield ray_map(workers)
+
+
+def _call(fn: Callable[[Any], Any], item: Any) -> Any:
+    return fn(item)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

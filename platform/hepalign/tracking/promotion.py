@@ -1,0 +1,187 @@
+"""Promotion and rollback of the champion: gated, serialised by the ledger, and on record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from hepalign.errors import BadInputError, UsageError, WorkFailedError
+from hepalign.tracking import gate as gates
+from hepalign.tracking import ledger
+from hepalign.tracking.registry import CHAMPION, MODEL, client, exists, reachable
+from hepalign.tracking.releases import GATE_FILE, register_release, release_sha256, resolve_release
+
+POLICY = Path("mlflow/promotion.yaml")
+RESULTS_FILE = "results.json"
+EVALUATION = f"evaluation/{RESULTS_FILE}"
+
+
+def promote(
+    release: str, *, evaluation: Path | None, reason: str, policy: Path = POLICY, who: str | None = None
+) -> dict[str, Any]:
+    """Put a release through the gate and make it the champion.
+
+    Args:
+        release: as for `resolve_release`; a folder that is not registered yet is registered.
+        evaluation: the folder of this release's evaluation (`results.json`).
+        reason: why; it stays in the history.
+        policy: the gate's rules.
+        who: who decides; the account's name unless given.
+
+    Returns:
+        The history's entry: `entry`, `version`, `reason`, `who`, `when` and so on.
+
+    Raises:
+        UsageError: `no_evaluation`, `no_reason`.
+        BadInputError: `evaluation_mismatch` when the evaluation is another release's, `promotion_policy`.
+        WorkFailedError: `gate_failed` naming the rules, `promotion_conflict`, `tracking_unreachable`.
+    """
+    _need_reason(reason)
+    if evaluation is None:
+        raise UsageError(
+            "the gate judges an evaluation: run `hepalign evaluate`, then --report DIR", code="no_evaluation"
+        )
+    rules = gates.read_policy(policy)
+    folder = resolve_release(release)
+    results = _results(evaluation, folder)
+    version = register_release(folder)
+    with reachable("promote"):
+        api = client()
+        history = _settled_history(api)
+        champion = _champion_results(api, history, results)
+        checks = gates.judge(rules, results, _json(folder / "release.json"), champion)
+        report = gates.report(
+            checks,
+            release_sha256=release_sha256(folder),
+            version=version,
+            policy=policy.name,
+            cohort=results["provenance"]["cohort"],
+            judged=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        _store(api, version, folder, report, evaluation)
+        if not report["passed"]:
+            failed = "; ".join(f"{check.rule} ({check.found})" for check in checks if not check.passed)
+            raise WorkFailedError(f"the gate refuses {folder.name}: {failed}", code="gate_failed")
+        entry = ledger.append(
+            api, history, action="promote", version=version, release_sha256=release_sha256(folder),
+            gate_sha256=_digest(report), reason=reason, who=who,
+        )  # fmt: skip
+        api.set_registered_model_alias(MODEL, CHAMPION, version)
+    return asdict(entry)
+
+
+def rollback(*, reason: str, who: str | None = None) -> dict[str, Any]:
+    """Make the release before the champion the champion again; needs neither data nor the gate.
+
+    Raises:
+        WorkFailedError: `nothing_before` when no release was champion before, `promotion_conflict`.
+    """
+    _need_reason(reason)
+    with reachable("roll back"):
+        api = client()
+        history = _settled_history(api)
+        stack = ledger.champions(history)
+        if len(stack) < 2:
+            raise WorkFailedError("there is no champion before this one to roll back to", code="nothing_before")
+        before = stack[-2]
+        entry = ledger.append(
+            api, history, action="rollback", version=before.version, release_sha256=before.release_sha256,
+            gate_sha256=before.gate_sha256, reason=reason, who=who,
+        )  # fmt: skip
+        api.set_registered_model_alias(MODEL, CHAMPION, before.version)
+    return asdict(entry)
+
+
+def history() -> list[dict[str, Any]]:
+    """Every promotion and rollback, the newest first."""
+    if not exists():
+        return []
+    with reachable("read the history"):
+        found = [asdict(entry) for entry in reversed(ledger.entries(client()))]
+    return [{key: value for key, value in row.items() if not key.endswith("sha256")} for row in found]
+
+
+def verify_promotion(version: str, digest: str) -> dict[str, Any]:
+    """The record that makes this version champion; serving refuses to switch without it.
+
+    Raises:
+        WorkFailedError: `unpromoted_champion`, `ledger_broken`, `tracking_unreachable`.
+    """
+    with reachable("verify the promotion"):
+        return asdict(ledger.verify_champion(client(), version, digest))
+
+
+def _settled_history(api: MlflowClient) -> list[ledger.Entry]:
+    """The history; the alias is set to what it says, should a promotion have died halfway or a hand have moved it."""
+    found = ledger.entries(api)
+    if found:
+        api.set_registered_model_alias(MODEL, CHAMPION, found[-1].version)
+    return found
+
+
+def _results(evaluation: Path, folder: Path) -> dict[str, Any]:
+    results = _json(evaluation / RESULTS_FILE)
+    try:
+        evaluated = results["provenance"]["release"]["digests"]
+    except (KeyError, TypeError) as error:
+        raise BadInputError(
+            f"{evaluation.name} holds no evaluation of a release", code="evaluation_mismatch"
+        ) from error
+    pinned = {stage: entry["sha256"] for stage, entry in _json(folder / "release.json")["networks"].items()}
+    if evaluated != pinned:
+        raise BadInputError(
+            f"{evaluation.name} evaluates another release than {folder.name}: evaluate this one",
+            code="evaluation_mismatch",
+        )
+    return results
+
+
+def _champion_results(
+    api: MlflowClient, history: list[ledger.Entry], results: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The champion's stored evaluation; None when there is none yet. An ablation row named champion comes first."""
+    stack = ledger.champions(history)
+    if not stack:
+        return None
+    rows = [row | {"method": "proposed-refine"} for row in results["cases"] if row["method"] == CHAMPION]
+    if rows:
+        return {"provenance": results["provenance"], "cases": rows}
+    version = api.get_model_version(MODEL, stack[-1].version)
+    with tempfile.TemporaryDirectory() as scratch:
+        return _json(Path(api.download_artifacts(str(version.run_id), EVALUATION, scratch)))
+
+
+def _store(api: MlflowClient, version: str, folder: Path, report: Mapping[str, Any], evaluation: Path) -> None:
+    """Keep the gate's report and what it judged with the release, and beside a local one."""
+    (folder / GATE_FILE).write_text(json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    run_id = str(api.get_model_version(MODEL, version).run_id)
+    api.log_artifact(run_id, str(folder / GATE_FILE))
+    for name in (RESULTS_FILE, "table2.csv", "cases.csv"):
+        if (evaluation / name).is_file():
+            api.log_artifact(run_id, str(evaluation / name), "evaluation")
+    api.set_model_version_tag(MODEL, version, "gate", "passed" if report["passed"] else "refused")
+
+
+def _need_reason(reason: str) -> None:
+    if not reason.strip():
+        raise UsageError("say why with --reason: it stays in the history", code="no_reason")
+
+
+def _digest(report: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path.name} is missing or no JSON", code="evaluation_mismatch") from error
+    return found

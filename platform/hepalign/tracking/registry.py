@@ -1,0 +1,94 @@
+"""How MLflow is reached: addresses, short time limits, experiments and the one registered model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from hepalign.config import TrackingConfig
+from hepalign.errors import WorkFailedError
+
+MODEL = "hepalign"
+CHAMPION, CANDIDATE = "champion", "candidate"
+SQLITE = "sqlite:///"
+
+
+def tracking_uri(tracking: TrackingConfig | None = None, out: Path = Path("runs")) -> str:
+    """MLflow's address: the config's, MLFLOW_TRACKING_URI, or SQLite in the output folder."""
+    given = (tracking.uri if tracking else None) or os.environ.get("MLFLOW_TRACKING_URI")
+    return given or f"{SQLITE}{(out / 'mlflow.db').resolve()}"
+
+
+def client(uri: str | None = None) -> MlflowClient:
+    """A client that gives up within seconds instead of MLflow's minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    chosen = uri or tracking_uri()
+    if chosen.startswith(SQLITE):
+        Path(chosen.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=chosen, registry_uri=chosen)
+
+
+def exists(uri: str | None = None) -> bool:
+    """Whether there is anything at the address; asking SQLite would make an empty database."""
+    chosen = uri or tracking_uri()
+    return not chosen.startswith(SQLITE) or Path(chosen.removeprefix(SQLITE)).is_file()
+
+
+@contextmanager
+def reachable(what: str) -> Iterator[None]:
+    """Turn MLflow's failures into one line that says what did not happen.
+
+    Raises:
+        WorkFailedError: `tracking_unreachable`.
+    """
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise WorkFailedError(
+            f"{what}: MLflow does not answer as it should ({type(error).__name__}); nothing was changed: "
+            "check MLFLOW_TRACKING_URI and try again",
+            code="tracking_unreachable",
+        ) from error
+
+
+def ensure_experiment(mlflow: MlflowClient, name: str) -> str:
+    """The experiment's id; SQLite's keeps its files beside the database."""
+    found = mlflow.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        return str(mlflow.create_experiment(name, artifact_location=artifact_location(mlflow.tracking_uri, name)))
+    except MlflowException:
+        made_meanwhile = mlflow.get_experiment_by_name(name)
+        if made_meanwhile is None:
+            raise
+        return str(made_meanwhile.experiment_id)
+
+
+def artifact_location(uri: str, name: str) -> str | None:
+    """Where an experiment's files go; None: where the server puts them."""
+    if not uri.startswith(SQLITE):
+        return None
+    return (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" / name).resolve().as_uri()
+
+
+def ping() -> str:
+    """The tracking server's scheme, if it answers.
+
+    Raises:
+        WorkFailedError: `tracking_unreachable`.
+    """
+    uri = tracking_uri()
+    scheme = uri.partition(":")[0]
+    if not exists(uri):
+        return f"{scheme}, no run yet"
+    with reachable("doctor"):
+        runs = client(uri).search_experiments(max_results=1)
+    return f"{scheme}, answers" if runs else f"{scheme}, empty"
