@@ -6,21 +6,33 @@ import asyncio
 import secrets
 import shutil
 import time
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from hepalign_serve import images, uploads, work
+from hepalign.image.nifti_header import Orientation
+from hepalign_serve import housekeeping, images, uploads, work
 from hepalign_serve.context import BySite, Caller, Context, InContext
 from hepalign_serve.payload import Received, receive
-from hepalign_serve.problems import RequestError, busy, not_found
+from hepalign_serve.problems import busy, not_found
 from hepalign_serve.records import Artifact, CaseRow, Image, Job
 from hepalign_serve.schemas import CaseLine, Cases, CaseView, Complete, ImageRole, ImageView, NewCase, PartsView
+from hepalign_serve.vault import check_same_patient
 from hepalign_serve.views import job_view
 
 router = APIRouter(prefix="/v1/cases", tags=["cases"])
+
+
+def _wishes(
+    orientation: Orientation = "auto", drop_localizers: bool = False, resample_tilt: bool = False
+) -> images.Wishes:
+    return images.Wishes(orientation, drop_localizers, resample_tilt)
+
+
+Wished = Annotated[images.Wishes, Depends(_wishes)]
 
 
 @router.post("", status_code=201, summary="Open a case")
@@ -29,6 +41,7 @@ async def open_case(caller: BySite, context: InContext, response: Response, body
     case_id = secrets.token_hex(12)
     await context.record(caller, "open", case_id)
     row = await context.writing(lambda session: _open(session, caller.site, case_id, context))
+    await context.storing((context.data_folder / "cases" / case_id).mkdir)
     response.headers["Location"] = f"/v1/cases/{case_id}"
     return CaseView(id=row.id, created=row.created, images=[], jobs=[], artifacts=[])
 
@@ -53,17 +66,18 @@ async def show_case(case_id: str, caller: BySite, context: InContext) -> CaseVie
 async def erase_case(case_id: str, caller: BySite, context: InContext) -> None:
     """Removes images, results and records; the audit line stays."""
     await context.own_case(caller, case_id, "erase")
-    await context.writing(lambda session: erase(session, case_id))
-    await asyncio.to_thread(shutil.rmtree, context.data_folder / "cases" / case_id, True)
+    await asyncio.to_thread(housekeeping.erase, context.records, context.data_folder, case_id)
 
 
 @router.put("/{case_id}/images/{role}", status_code=201, summary="Upload an image")
-async def put_image(case_id: str, role: ImageRole, request: Request, caller: BySite, context: InContext) -> ImageView:
+async def put_image(
+    case_id: str, role: ImageRole, request: Request, caller: BySite, context: InContext, wishes: Wished
+) -> ImageView:
     """NIfTI bytes or a DICOM zip; for `ict-probe-mask` also a JSON box or polygon."""
     await context.own_case(caller, case_id, "upload")
     await _within_quota(context, caller)
     received = await receive(request, context.data_folder / "incoming", context.settings.limits)
-    return await _store(context, received, case_id, role, request.headers.get("content-type", ""))
+    return await _store(context, received, case_id, role, request.headers.get("content-type", ""), wishes)
 
 
 @router.put("/{case_id}/uploads/{role}/{part}", status_code=201, summary="Send one chunk of an image")
@@ -75,6 +89,7 @@ async def put_part(
     await _within_quota(context, caller)
     folder = uploads.folder_of(context.data_folder, case_id, role)
     uploads.check_part(part, context.settings.limits)
+    await context.storing(lambda: folder.mkdir(parents=True, exist_ok=True))
     received = await receive(request, folder, context.settings.limits)
     return PartsView(parts=await asyncio.to_thread(uploads.keep, received, folder, part, context.settings.limits))
 
@@ -87,14 +102,16 @@ async def show_parts(case_id: str, role: ImageRole, caller: BySite, context: InC
 
 
 @router.post("/{case_id}/uploads/{role}/complete", status_code=201, summary="Put the chunks together")
-async def complete(case_id: str, role: ImageRole, body: Complete, caller: BySite, context: InContext) -> ImageView:
+async def complete(
+    case_id: str, role: ImageRole, body: Complete, caller: BySite, context: InContext, wishes: Wished
+) -> ImageView:
     """Checks the whole against its SHA-256 and stores the image."""
     await context.own_case(caller, case_id, "upload")
     folder = uploads.folder_of(context.data_folder, case_id, role)
     received = await asyncio.to_thread(
         uploads.join, folder, body.parts, body.sha256, context.data_folder / "incoming", context.settings.limits
     )
-    view = await _store(context, received, case_id, role, body.content_type)
+    view = await _store(context, received, case_id, role, body.content_type, wishes)
     await asyncio.to_thread(shutil.rmtree, folder, True)
     return view
 
@@ -108,11 +125,6 @@ async def artifact(case_id: str, name: str, caller: BySite, context: InContext, 
     if not path.is_file():
         raise not_found()
     return FileResponse(path, filename=found.name, headers={"ETag": f'"{found.sha256}"'})
-
-
-def erase(session: Session, case_id: str) -> None:
-    """Removes a case's rows; foreign keys take what hangs on it."""
-    session.execute(delete(CaseRow).where(CaseRow.id == case_id))
 
 
 def _open(session: Session, site: str, case_id: str, context: Context) -> CaseRow:
@@ -130,9 +142,11 @@ async def _within_quota(context: Context, caller: Caller) -> None:
         raise busy("this site's storage is full: erase some cases", "quota_reached", 429)
 
 
-async def _store(context: Context, received: Received, case_id: str, role: str, content_type: str) -> ImageView:
-    name = role.replace("-", "_")
-    image = await asyncio.to_thread(images.accept, received, case_id, name, content_type, context.data_folder)
+async def _store(
+    context: Context, received: Received, case_id: str, role: str, content_type: str, wishes: images.Wishes
+) -> ImageView:
+    name, folder = role.replace("-", "_"), context.data_folder / "cases" / case_id
+    image = await asyncio.to_thread(images.accept, received, folder, name, content_type, wishes, context.vault)
     try:
         await context.writing(lambda session: _replace(session, case_id, image))
     except BaseException:
@@ -144,7 +158,9 @@ async def _store(context: Context, received: Received, case_id: str, role: str, 
 def _replace(session: Session, case_id: str, image: Image) -> None:
     case = session.get(CaseRow, case_id)
     if case is None:
-        raise RequestError("the case was erased meanwhile", code="not_found", status=404)
+        raise not_found()
+    others = session.scalars(select(Image).where(Image.case_id == case_id, Image.role != image.role))
+    check_same_patient(image.facts, [other.facts for other in others])
     case.touched = time.time()
     session.merge(image)
 

@@ -14,10 +14,12 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from sqlalchemy.orm import Session
 
+from hepalign_serve.payload import storage_error
 from hepalign_serve.problems import RequestError, busy, not_found
 from hepalign_serve.records import CaseRow, Job, Records
 from hepalign_serve.settings import Settings
 from hepalign_serve.sites import Gate
+from hepalign_serve.vault import Vault
 
 T = TypeVar("T")
 
@@ -53,6 +55,7 @@ class Context:
         self.settings = settings
         self.desk = desk
         self.records = Records(settings.database)
+        self.vault = Vault(settings.data_folder / "identity.key")
         self.gate = Gate(self.records, settings.oidc)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._rate = RateLimitItemPerMinute(settings.limits.requests_per_minute)
@@ -86,6 +89,13 @@ class Context:
                 return change(session)
 
         return await asyncio.to_thread(run)
+
+    async def storing(self, change: Callable[[], object]) -> None:
+        """Changes files off the event loop; 503 or 507 when the store refuses."""
+        try:
+            await asyncio.to_thread(change)
+        except OSError as error:
+            raise storage_error(error) from error
 
     async def record(self, caller: Caller, action: str, target: str, outcome: str = "allowed") -> None:
         """The audit's line; 503 when it cannot be written."""

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from hepalign.errors import HepalignError
 from hepalign_serve import logs
+from hepalign_serve.metrics import Seen
 from hepalign_serve.payload import storage_error
 from hepalign_serve.problems import document
 from hepalign_serve.settings import Lane, Settings
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("hepalign_serve")
 
 HEARTBEAT_S = 2.0
+TELL_EVERY_S = 1.0
 KEPT_RELEASES = 2
 NETWORK_ATTEMPTS = 3
 
@@ -173,23 +175,41 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from hepalign_serve.api import create_app
 
-        return create_app(self._settings, _RemoteDesk(self._desk))
+        desk = RemoteDesk(self._desk)
+        return create_app(self._settings, desk, desk.observe)
 
 
-class _RemoteDesk:
+class RemoteDesk:
     """The desk as the API sees it."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
+        self._seen: list[Seen] = []
+        self._telling: asyncio.Task[None] | None = None
+
+    def observe(self, seen: Seen) -> None:
+        """Notes a request for the metrics; the desk hears of many at once."""
+        self._seen.append(seen)
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.get_running_loop().create_task(self._tell())
+
+    async def _tell(self) -> None:
+        await asyncio.sleep(TELL_EVERY_S)
+        seen, self._seen = self._seen, []
+        with contextlib.suppress(HepalignError):
+            await self._call("observe", seen=seen)
 
     async def record(self, **line: str) -> None:
+        """See `DeskClient`."""
         await self._call("record", **line)
 
     async def wake(self) -> None:
+        """See `DeskClient`."""
         with contextlib.suppress(Exception):
             await self._call("wake")
 
     async def status(self) -> dict[str, Any]:
+        """See `DeskClient`."""
         status: dict[str, Any] = await self._call("status")
         return status
 

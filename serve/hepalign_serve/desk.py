@@ -14,8 +14,9 @@ from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 from hepalign.errors import HepalignError
-from hepalign_serve import logs, work
+from hepalign_serve import housekeeping, logs, work
 from hepalign_serve.audit import Audit
+from hepalign_serve.metrics import Metrics, Seen
 from hepalign_serve.problems import document
 from hepalign_serve.records import Records
 from hepalign_serve.releases import pin
@@ -25,6 +26,7 @@ from hepalign_serve.task import Pinned, Task
 log = structlog.get_logger("hepalign_serve")
 
 IDLE_S = 1.0
+QUEUES_EVERY_S = 5.0
 
 
 class Desk:
@@ -35,10 +37,13 @@ class Desk:
         self._settings = settings
         self._records = Records(settings.database)
         self._audit = Audit(self._records, settings.anchor)
+        self._metrics = Metrics()
+        self._metrics.expose(settings.metrics_port)
         self._workers: dict[work.Kind, DeploymentHandle[Any]] = {"plan": planning, "guide": guidance}
         self._release: Pinned | None = None
         self._wake = {kind: asyncio.Event() for kind in self._workers}
-        self._tasks = [asyncio.create_task(self._keep(self._watch_release))]
+        loops = (self._watch_release, self._keep_house, self._count_queues)
+        self._tasks = [asyncio.create_task(self._keep(loop)) for loop in loops]
         for kind, lane in self._lanes().items():
             self._tasks += [asyncio.create_task(self._keep(self._serve_lane, kind)) for _ in range(lane.replicas)]
 
@@ -54,6 +59,11 @@ class Desk:
         """There may be new work."""
         for event in self._wake.values():
             event.set()
+
+    async def observe(self, seen: list[Seen]) -> None:
+        """What the ingress answered lately."""
+        for request in seen:
+            self._metrics.request(request)
 
     async def status(self) -> dict[str, Any]:
         """The release in force (None until it is warm)."""
@@ -77,9 +87,22 @@ class Desk:
         if self._release is None or release.digest != self._release.digest:
             await asyncio.gather(*(handle.warm.remote(release) for handle in self._workers.values()))
             self._release = release
+            self._metrics.release(release.name, release.version, release.digest)
             log.info("serving_release", name=release.name, version=release.version, digest=release.digest)
             await self.wake()
         await asyncio.sleep(self._settings.release_poll_s)
+
+    async def _keep_house(self) -> None:
+        records, data_folder = self._records, self._settings.data_folder
+        for case_id, site in await asyncio.to_thread(housekeeping.expired, records, self._settings.retention_days):
+            self._audit.append(site=site, action="expire", target=case_id, outcome="allowed", request_id="retention")
+            await asyncio.to_thread(housekeeping.erase, records, data_folder, case_id)
+        await asyncio.to_thread(housekeeping.sweep, records, data_folder)
+        await asyncio.sleep(self._settings.housekeeping_s)
+
+    async def _count_queues(self) -> None:
+        self._metrics.queues(await asyncio.to_thread(work.queue_lengths, self._records))
+        await asyncio.sleep(QUEUES_EVERY_S)
 
     async def _serve_lane(self, kind: work.Kind) -> None:
         lane = self._lanes()[kind]
@@ -117,6 +140,7 @@ class Desk:
         return await asyncio.to_thread(work.renew, self._records, held, beat["step"], beat["progress"])
 
     def _publish(self, held: work.Claim, task: Task, outcome: dict[str, Any]) -> None:
+        self._metrics.job(held.kind, outcome)
         if "result" in outcome:
             files = left_files(task.out, self._settings.data_folder)
             counted = work.succeed(self._records, held, outcome["result"], files)
@@ -125,7 +149,11 @@ class Desk:
             work.fail(self._records, held, outcome["problem"])
         if not counted:
             shutil.rmtree(task.out, ignore_errors=True)
-        elif held.kind == "plan":
+            return
+        for other in task.out.parent.iterdir():
+            if other != task.out:
+                shutil.rmtree(other, ignore_errors=True)
+        if held.kind == "plan":
             self._workers["guide"].preload.remote(task.out)
 
     def _task(self, held: work.Claim) -> Task:

@@ -10,10 +10,12 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hepalign_serve import problems
+from hepalign_serve.metrics import Seen
 from hepalign_serve.problems import RequestError
 from hepalign_serve.settings import Limits
 
 MAX_HEADERS = 100
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 UPLOAD_PATHS = ("/images/", "/uploads/")
 # `wasm-unsafe-eval` and `blob:` are what an image viewer needs; nothing comes from another host.
 _POLICY = (
@@ -28,7 +30,7 @@ _SECURITY = [
 ]
 
 log = structlog.get_logger("hepalign_serve")
-Observe = Callable[[str, str, int, float], None]
+Observe = Callable[[Seen], None]
 
 
 class Guard:
@@ -60,12 +62,13 @@ class Guard:
 
     def _note(self, scope: Scope, exchange: _Exchange) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         seconds = time.perf_counter() - exchange.began
-        self._observe(scope["method"], route, exchange.status, seconds)
+        self._observe((method, route, exchange.status, seconds, exchange.taken))
         log.info(
             "request",
             request_id=exchange.request_id,
-            method=scope["method"] if scope["method"].isalpha() else "?",
+            method=method,
             route=route,
             status=exchange.status,
             ms=round(1000 * seconds, 1),

@@ -57,7 +57,6 @@ async def receive(request: Request, folder: Path, limits: Limits) -> Received:
     hashes = {name: hashlib.new(_HASHES[name]) for name in {"sha-256", *expected}}
     size = 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             async for chunk in _timed(request.stream(), limits.stall_s):
                 size += len(chunk)

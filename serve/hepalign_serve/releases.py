@@ -1,9 +1,10 @@
-"""From what the operator named (a folder or an alias) to a pinned release folder."""
+"""From what the operator named (a folder or an alias) to a pinned release of this service's own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 from hepalign.errors import WorkFailedError
@@ -11,24 +12,35 @@ from hepalign_serve.task import Pinned
 
 
 def pin(uri: str, cache: Path) -> Pinned:
-    """Resolves and pins a release.
+    """Resolves a release and copies it under its digest, so that what is served cannot change underneath.
 
     Args:
-        uri: a local folder or an MLflow URI such as `models:/hepalign@champion`.
-        cache: where downloaded releases are kept.
+        uri: a local folder or an MLflow URI such as `models:/hepalign@champion`; empty: the default release.
+        cache: where pinned releases are kept.
 
     Raises:
-        WorkFailedError: `no_release` when there is nothing to serve.
+        HepalignError: `no_release` when there is nothing to serve, and what `resolve_release` refuses
+            (an alias without a promotion record among it).
     """
-    folder = Path(uri)
-    if ":/" in uri:
-        from hepalign.tracking.releases import fetch_release
-
-        folder = fetch_release(uri, cache)
-    manifest_file = folder / "release.json"
-    if not uri or not manifest_file.is_file():
-        raise WorkFailedError("there is no release to serve: set `release`", code="no_release")
-    content = manifest_file.read_bytes()
-    manifest = json.loads(content)
+    folder = _resolved(uri)
+    try:
+        content = (folder / "release.json").read_bytes()
+    except OSError as error:
+        raise WorkFailedError("there is no release to serve: set `release`", code="no_release") from error
     digest = hashlib.sha256(content).hexdigest()
-    return Pinned(folder.resolve(), digest, str(manifest.get("name", "hepalign")), str(manifest.get("version", "0")))
+    own = cache / digest
+    if not own.is_dir():
+        partial = cache / f"{digest}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(folder, partial)
+        partial.replace(own)
+    manifest = json.loads(content)
+    return Pinned(own, digest, str(manifest.get("name", "hepalign")), str(manifest.get("version", "0")))
+
+
+def _resolved(uri: str) -> Path:
+    if uri and ":/" not in uri:
+        return Path(uri)
+    from hepalign.tracking.releases import resolve_release
+
+    return resolve_release(uri or None)

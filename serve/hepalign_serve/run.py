@@ -79,14 +79,16 @@ def start(settings: Settings, *, pipeline: Pipeline | None = None, ready_s: floa
 
 def _settled(settings: Settings) -> Settings:
     port = settings.port or _free_port(settings.host)
-    release = settings.release or os.environ.get("HEPALIGN_RELEASE", "")
-    return settings.model_copy(update={"data_folder": settings.data_folder.resolve(), "port": port, "release": release})
+    metrics_port = settings.metrics_port or _free_port("127.0.0.1")
+    found = {"data_folder": settings.data_folder.resolve(), "port": port, "metrics_port": metrics_port}
+    return settings.model_copy(update=found)
 
 
 def prepare(settings: Settings) -> Records:
     """Makes the data folder and the tables where they are missing."""
     settings.data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (settings.data_folder / "cases").mkdir(exist_ok=True)
+    for name in ("cases", "incoming", "releases"):
+        (settings.data_folder / name).mkdir(exist_ok=True)
     records = Records(settings.database)
     records.create()
     return records

@@ -62,6 +62,7 @@ class Settings(_Section):
     release: str = Field(default="", description="folder or models:/hepalign@champion; empty: HEPALIGN_RELEASE")
     release_poll_s: float = Field(default=30.0, gt=0, description="how often the alias is looked at")
     retention_days: float = Field(default=30.0, gt=0, description="untouched cases older than this are erased")
+    housekeeping_s: float = Field(default=600.0, gt=0, description="how often expired cases are looked for")
     ray_address: str = Field(default="local", description="'local' starts Ray for this service alone")
     ray_cpus: int | None = None
     viewer: bool = True

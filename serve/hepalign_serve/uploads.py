@@ -56,7 +56,6 @@ def join(folder: Path, count: int, sha256: str, target: Path, limits: Limits) ->
     if missing:
         raise RequestError(f"chunks are missing, the first is {missing[0]}", code="parts_missing", status=409)
     whole, path = hashlib.sha256(), target / f"{secrets.token_hex(12)}.partial"
-    target.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("wb") as out:
             for number in range(count):

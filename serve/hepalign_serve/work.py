@@ -147,6 +147,13 @@ def queue_position(session: Session, job: Job) -> int:
     return session.scalar(ahead) or 0
 
 
+def queue_lengths(records: Records) -> dict[str, int]:
+    """Jobs waiting in each lane."""
+    counts = select(Job.kind, func.count()).where(Job.state == QUEUED).group_by(Job.kind)
+    with records.read() as session:
+        return {"plan": 0, "guide": 0} | dict(session.execute(counts).tuples().all())
+
+
 def typical_s(session: Session, kind: str) -> float | None:
     """Mean running time of the lane's last twenty successes; None before the first."""
     last = select(Job.finished - Job.started).where(Job.kind == kind, Job.state == SUCCEEDED)
