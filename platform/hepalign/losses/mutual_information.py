@@ -88,7 +88,7 @@ def _bin_weights(values: Tensor, bins: int, width: float) -> Tensor:
 
     That is the softmax of (2 x c - c^2) / (2 sigma^2): what depends on x alone cancels.
     """
-    centres = torch.linspace(0, 1, bins, device=values.device)
+    centres = torch.linspace(0, 1, bins, device=values.device, dtype=values.dtype)
     precision = _precision(bins, width)
     logits = torch.addcmul(-precision * centres.square(), values.unsqueeze(-1), 2 * precision * centres)
     return logits.softmax(-1)
@@ -97,7 +97,7 @@ def _bin_weights(values: Tensor, bins: int, width: float) -> Tensor:
 def _through_bins(weights: Tensor, gradient: Tensor, width: float) -> Tensor:
     """The gradient of the values from that of their bin weights: 2 p (E[c g] - E[c] E[g]) under the weights."""
     bins = weights.shape[-1]
-    centres = torch.linspace(0, 1, bins, device=weights.device)
+    centres = torch.linspace(0, 1, bins, device=weights.device, dtype=weights.dtype)
     weighted = weights * gradient
     mean_centre, mean_product = weights @ centres, weighted @ centres
     return 2 * _precision(bins, width) * (mean_product - mean_centre * weighted.sum(-1))

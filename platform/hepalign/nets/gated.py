@@ -91,5 +91,5 @@ class GatedUNet(nn.Module):
             x = level(torch.cat([F.interpolate(x, skip.shape[2:]), skip], dim=1))
         prediction = self.head(x).float()
         if self.config.residual:
-            prediction = prediction + base_image(image, mask, prior, known)
+            prediction = base_image(image, mask, prior, known) + (1 - mask) * prediction
         return prediction, torch.ones_like(mask)

@@ -148,7 +148,7 @@ class PConvUNet(nn.Module):
             group = self.decoder[index]([enlarged, skip], priors[index])
         prediction = self.head(group[0]).float()
         if self.config.residual:
-            prediction = prediction + base_image(image, mask, prior, known)
+            prediction = base_image(image, mask, prior, known) + (1 - mask) * prediction
         return prediction, group[1]
 
 
