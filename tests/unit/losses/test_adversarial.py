@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from hepalign.losses.adversarial import ImageBuffer, judge_frozen, least_squares
 from hepalign.nets.cyclegan import DiscriminatorConfig, PatchDiscriminator
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from torch import Tensor
+
 from hepalign.losses.inpainting import (
     InpaintingWeights,
     compose,
@@ -16,8 +19,6 @@ from hepalign.losses.inpainting import (
     total_variation_loss,
     valid_loss,
 )
-from pydantic import ValidationError
-from torch import Tensor
 
 
 @pytest.fixture

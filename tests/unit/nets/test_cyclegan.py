@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from hepalign.nets.cyclegan import DiscriminatorConfig, GeneratorConfig, PatchDiscriminator, ResNetGenerator
 
 

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+
 from hepalign.nets.features import CAFFE_MEAN_BGR, HedVgg16, _vgg_weights, sample_slices
 
 

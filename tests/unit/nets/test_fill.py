@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from hepalign.nets.fill import base_image, smooth_fill
 
 

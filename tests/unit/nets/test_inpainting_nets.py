@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from hepalign.nets.checkpoint import build_net
 from hepalign.nets.gated import ContextualAttention, GatedConv3d
 

@@ -7,10 +7,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from hepalign.nets.partial_conv import PartialConv3d, PConvUNet
 from hepalign.nets.precision import autocast
 from hepalign.nets.unet import InpaintingNetConfig
-from torch import Tensor, nn
 
 
 def by_hand(layer: PartialConv3d, groups: list[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from hepalign.errors import BadInputError
 from hepalign.nets.checkpoint import KINDS, build_net, kind_of, load_weights, save_weights, unwrap
 from hepalign.nets.cyclegan import GeneratorConfig, ResNetGenerator
