@@ -81,7 +81,7 @@ def evaluate(
     split: Split | Literal["all"] = "test",
     baselines: Sequence[str] = DEFAULT_BASELINES,
     ablate: Mapping[str, Bundle | Untrained] | None = None,
-    map: Map = map,  # noqa: A002 - the builtin's own contract
+    map: Map = map,
     log: Callable[[Mapping[str, float]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     fresh: bool = False,

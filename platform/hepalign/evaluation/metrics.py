@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from hepalign.image.geometry import Geometry
 from hepalign.shapes import Mask3, Points
-from hepalign.transform.displacement import DisplacementField
+from hepalign.transform.displacement import DisplacementField, transform_points
 from hepalign.transform.displacement import sample as sample_field
-from hepalign.transform.displacement import transform_points
 from hepalign.transform.jacobian import folding_fraction, jacobian_determinants
 
 HAUSDORFF_PERCENTILE = 95.0

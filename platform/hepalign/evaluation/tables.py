@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hepalign.evaluation.paper import printed
 from hepalign.evaluation.pairs import PAIRS, STRUCTURES
+from hepalign.evaluation.paper import printed
 from hepalign.evaluation.statistics import compare, robust_percentile
 from hepalign.evaluation.unit import Record
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from hepalign.evaluation.baselines.baseline import Problem
 from hepalign.evaluation.baselines.itk_images import field_from_itk, to_itk
@@ -20,6 +21,9 @@ SMOOTHING = "-s 3vox 1vox"
 SMALLEST_LEVEL_VOXELS = 12
 # Up to this spacing half resolution is fine enough (100x40x0); a coarser image is iterated at full resolution too.
 FINE_SPACING_MM = 3.0
+# On small grids the affine's NMI may be driven up by mapping the body onto nothing; one patient's body does not
+# stretch like this between two scans, and the rigid map is kept instead.
+LARGEST_STRETCH = 1.3
 
 
 def greedy_nmi(problem: Problem) -> DisplacementField:
@@ -45,10 +49,16 @@ def _greedy(problem: Problem, metric: str) -> DisplacementField:
     common += f" -n {_iterations(problem.fixed.geometry)}"
     _run(tool, f"{common} -m NMI -a -dof 6 -ia-identity -o rigid", rigid=None, **images)
     _run(tool, f"{common} -m NMI -a -dof 12 -ia rigid -o affine", affine=None)
-    _run(tool, f"{common} -m {metric} -it affine {SMOOTHING} -o warp", warp=None)
-    _run(tool, f"-d 3 -V 0 -threads {problem.threads} -rf fixed -rc composed -r warp affine", composed=None)
+    linear = "affine" if _plausible(np.asarray(tool["affine"], np.float64)) else "rigid"
+    _run(tool, f"{common} -m {metric} -it {linear} {SMOOTHING} -o warp", warp=None)
+    _run(tool, f"-d 3 -V 0 -threads {problem.threads} -rf fixed -rc composed -r warp {linear}", composed=None)
     field = field_from_itk(sitk.GetArrayFromImage(tool["composed"]), problem.fixed.geometry)
-    return DisplacementField(field.vectors, field.geometry, np.asarray(tool["affine"], np.float64))
+    return DisplacementField(field.vectors, field.geometry, np.asarray(tool[linear], np.float64))
+
+
+def _plausible(matrix: NDArray[np.float64]) -> bool:
+    stretches = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    return bool(np.isfinite(stretches).all() and stretches[0] < LARGEST_STRETCH and stretches[-1] > 1 / LARGEST_STRETCH)
 
 
 def _iterations(geometry: Geometry) -> str:
