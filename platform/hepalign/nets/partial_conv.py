@@ -85,11 +85,16 @@ class PartialConv3d(nn.Module):
 
     def _box(self, mask: Tensor) -> Tensor:
         """The sum over each window (zero outside the grid), one axis after another."""
-        for axis in range(3):
-            kernel, stride, padding = [1, 1, 1], [1, 1, 1], [0, 0, 0]
-            kernel[axis], stride[axis], padding[axis] = self.kernel, self.stride, self.kernel // 2
-            mask = F.avg_pool3d(mask, kernel, stride, padding) * self.kernel
-        return mask.round()
+        reach = self.kernel // 2
+        mask = F.pad(mask, (reach,) * 6)
+        for axis in (2, 3, 4):
+            windows = (mask.shape[axis] - self.kernel) // self.stride + 1
+            spread = (windows - 1) * self.stride + 1
+            shifted = [mask.narrow(axis, start, spread) for start in range(self.kernel)]
+            every = [slice(None)] * 5
+            every[axis] = slice(None, None, self.stride)
+            mask = torch.stack([shift[tuple(every)] for shift in shifted]).sum(0)
+        return mask
 
 
 class PConvUNet(nn.Module):

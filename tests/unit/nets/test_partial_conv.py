@@ -160,11 +160,11 @@ def test_the_mask_closes_for_the_largest_probe_box(prior: bool) -> None:
     assert not group[1].all(), "a hole of 70 voxels must leave the bottleneck's mask open, or this test shows nothing"
 
 
-@pytest.mark.parametrize("shape", [(16, 16, 16), (19, 22, 13)])
+@pytest.mark.parametrize("shape", [(16, 16, 16), (19, 22, 13), (5, 9, 6)])
 def test_any_shape_and_no_unused_weights(shape: tuple[int, int, int]) -> None:
-    net = PConvUNet(InpaintingNetConfig(widths=(4, 4, 4), head_width=2))
+    net = PConvUNet(InpaintingNetConfig(widths=(4, 4, 4, 4), head_width=2))
     image, mask = torch.randn(2, 1, *shape), torch.ones(2, 1, *shape)
-    mask[:, :, 5:8, 5:9, 4:7] = 0
+    mask[:, :, 2:4, 3:6, 2:5] = 0
     output, _ = net(image, mask, image)
     assert output.shape == image.shape
     assert output.dtype == torch.float32
