@@ -26,6 +26,10 @@ from hepalign.image.volume import Volume
 MODALITIES = ("CT", "MR")
 # Objects that travel with images and hold none: directory, reports, structures, segmentations, presentation states.
 _COMPANIONS = ("", "SR", "KO", "PR", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "DOC", "FID", "AU")
+_USED = (
+    "SOPInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "PatientID", "PatientName", "StudyInstanceUID",
+    "SeriesInstanceUID", "FrameOfReferenceUID", "BurnedInAnnotation", "ImageType", "PixelData",
+)  # fmt: skip
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Scanners round positions to a tenth of a millimetre; a missing slice is a whole spacing.
 POSITION_TOLERANCE_MM = 0.15
@@ -61,10 +65,11 @@ class DicomSeries:
 
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """One slice: where it lies and how its stored values become physical ones. Vectors in LPS mm."""
+    """One slice: its (rows, columns), where it lies, how stored values become physical ones. Vectors in LPS mm."""
 
     header: Dataset
     frame: int
+    shape: tuple[int, int]
     position: NDArray[np.float64]
     cosines: NDArray[np.float64]
     spacing: NDArray[np.float64]
@@ -206,9 +211,11 @@ def _parse(content: bytes, name: str) -> Dataset:
     check_bytes(content, name)
     try:
         dataset = pydicom.dcmread(BytesIO(content))
-        dataset.get("Rows")
-    except Exception as error:
-        raise BadInputError(f"{name}: a DICOM file that cannot be parsed", code="bad_dicom") from error
+        # pydicom converts a value when it is first asked for: ask here.
+        for keyword in _USED:
+            dataset.get(keyword)
+    except Exception:  # noqa: BLE001  pydicom raises whatever the bytes led it to, and may quote them: no cause is kept
+        raise BadInputError(f"{name}: a DICOM file that cannot be parsed", code="bad_dicom") from None
     return dataset
 
 
@@ -252,7 +259,7 @@ def _sorted_planes(headers: list[Dataset], name: str, warnings: list[str], drop_
     first = planes[0]
     for plane in planes:
         alike = np.allclose(plane.spacing, first.spacing, rtol=1e-3)
-        if (plane.header.Rows, plane.header.Columns) != (first.header.Rows, first.header.Columns) or not alike:
+        if plane.shape != first.shape or not alike:
             raise BadInputError(f"{name}: slices of different size or spacing; send one series", code="mixed_geometry")
         if np.abs(plane.cosines - first.cosines).max() > ORIENTATION_TOLERANCE:
             raise BadInputError(f"{name}: slices of different orientation; send one series", code="mixed_geometry")
@@ -262,15 +269,17 @@ def _sorted_planes(headers: list[Dataset], name: str, warnings: list[str], drop_
 def _planes(header: Dataset, name: str) -> Iterator[_Plane]:
     """The slices of one object; multi-frame attributes from the frame, else from what all frames share."""
     try:
-        frames = header.get("PerFrameFunctionalGroupsSequence")
+        frames = header.get("PerFrameFunctionalGroupsSequence") or [header]
+        if len(frames) != int(header.get("NumberOfFrames") or 1):
+            raise ValueError("every frame needs its place")
         shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-        for number, own in enumerate(frames if frames else [header]):
+        for number, own in enumerate(frames):
             groups = (own, shared, header)
             rescale = _group(groups, "PixelValueTransformationSequence")
             orientation = _group(groups, "PlaneOrientationSequence")
             kind = header.get("ImageType") or []
             plane = _Plane(
-                header, number,
+                header, number, (int(header.Rows), int(header.Columns)),
                 _numbers(_group(groups, "PlanePositionSequence").ImagePositionPatient, 3),
                 _numbers(orientation.ImageOrientationPatient, 6),
                 _numbers(_group(groups, "PixelMeasuresSequence").PixelSpacing, 2),
@@ -279,9 +288,9 @@ def _planes(header: Dataset, name: str) -> Iterator[_Plane]:
             )  # fmt: skip
             _check_plane(plane)
             yield plane
-    except (AttributeError, TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError, OverflowError):
         message = f"{name}: an image without a usable position, orientation or spacing; export it as CT or MR"
-        raise BadInputError(message, code="missing_geometry") from error
+        raise BadInputError(message, code="missing_geometry") from None
 
 
 def _group(groups: tuple[Dataset, Dataset, Dataset], sequence: str) -> Dataset:
@@ -306,10 +315,11 @@ def _check_plane(plane: _Plane) -> None:
     skew = max(abs(across @ down), abs(across @ across - 1), abs(down @ down - 1))
     if (
         skew > ORIENTATION_TOLERANCE * 10
+        or min(plane.shape) < 1
         or plane.spacing.min() <= 0
         or not np.isfinite([plane.slope, plane.intercept]).all()
     ):
-        raise ValueError("no orthonormal orientation, positive spacing and finite rescale")
+        raise ValueError("a slice has pixels, an orthonormal orientation, positive spacing and a finite rescale")
 
 
 def _grid(planes: list[_Plane], name: str, *, allow_tilt: bool) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
@@ -347,7 +357,7 @@ def _grid(planes: list[_Plane], name: str, *, allow_tilt: bool) -> tuple[tuple[i
     affine[:3, 1] = first.cosines[3:] * first.spacing[0]
     affine[:3, 2] = step if tilt > MAX_SHEAR else first.normal * (heights[-1] - heights[0]) / (count - 1)
     affine[:3, 3] = first.position
-    return (int(first.header.Columns), int(first.header.Rows), count), _RAS_LPS @ affine
+    return (first.shape[1], first.shape[0], count), _RAS_LPS @ affine
 
 
 def _tilt(planes: list[_Plane]) -> float:

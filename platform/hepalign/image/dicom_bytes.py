@@ -39,6 +39,10 @@ SUPPORTED = (
     JPEG2000Lossless, JPEG2000,
 )  # fmt: skip
 _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+_SHORT_VRS = {
+    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
+    b"ST", b"TM", b"UI", b"UL", b"US",
+}  # fmt: skip
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _TRANSFER_SYNTAX, _PIXEL_DATA = 0x00020010, 0x7FE00010
@@ -156,8 +160,10 @@ class _Walk:
             if vr in _LONG_VRS:
                 self._position += 2
                 length = self._take(self._long)
-            else:
+            elif vr in _SHORT_VRS:
                 length = self._take(self._short)
+            else:
+                raise self._bad()
         else:
             length = self._take(self._long)
         if tag == _PIXEL_DATA and length == _UNDEFINED:

@@ -43,9 +43,9 @@ def read_frames(header: Dataset, name: str) -> tuple[NDArray[np.generic], bool]:
         bits, samples = int(header.BitsAllocated), int(header.SamplesPerPixel)
         photometric = str(header.PhotometricInterpretation)
         content = bytes(header.PixelData)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError):
         message = f"{name}: an image without pixels, or without their description"
-        raise BadInputError(message, code="bad_pixels") from error
+        raise BadInputError(message, code="bad_pixels") from None
     if samples != 1 or bits not in (8, 16) or not photometric.startswith("MONOCHROME"):
         raise BadInputError(f"{name}: colour or {bits}-bit pixels; send the original images", code="unsupported_voxels")
     if "ModalityLUTSequence" in header:
@@ -69,8 +69,8 @@ def _decode(header: Dataset, shape: tuple[int, int, int], name: str) -> tuple[ND
     try:
         pixels = _decode_with_gdcm(header) if through_gdcm else np.asarray(header.pixel_array)
         return pixels.reshape(shape), through_gdcm
-    except Exception as error:
-        raise BadInputError(f"{name}: pixels that do not decode; export it again", code="bad_pixels") from error
+    except Exception:  # noqa: BLE001  codecs raise whatever the bytes led them to
+        raise BadInputError(f"{name}: pixels that do not decode; export it again", code="bad_pixels") from None
 
 
 def _decode_with_gdcm(header: Dataset) -> NDArray[np.generic]:
@@ -103,8 +103,8 @@ def _check_codestreams(content: bytes, syntax: str, size: tuple[int, int, int], 
 def _streams(content: bytes, frames: int, name: str) -> Iterator[bytes]:
     try:
         yield from generate_frames(content, number_of_frames=frames)
-    except (ValueError, struct.error, EOFError) as error:
-        raise BadInputError(f"{name}: compressed pixels that break off", code="bad_pixels") from error
+    except (ValueError, struct.error, EOFError):
+        raise BadInputError(f"{name}: compressed pixels that break off", code="bad_pixels") from None
 
 
 def _declared_size(stream: bytes) -> tuple[int, int] | None:

@@ -75,9 +75,9 @@ def read_voxels(
     voxels = voxels.astype(header.dtype.newbyteorder("="), order="C")
     if (header.slope, header.inter) != (1.0, 0.0):
         voxels = _rescaled(voxels, header.slope, header.inter)
-    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+    if voxels.dtype.kind == "f" and not (np.abs(voxels) <= np.finfo(np.float32).max).all():
         raise BadInputError(
-            f"{name}: voxels that are NaN or infinite; fill them before sending", code="nonfinite_voxels"
+            f"{name}: voxels that are NaN, infinite or past float32; fill them before sending", code="nonfinite_voxels"
         )
     return header, voxels, between
 
