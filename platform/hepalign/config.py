@@ -180,6 +180,17 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     return load_config(config.stage, cast("dict[str, Any]", OmegaConf.to_container(flat)))
 
 
+def located(config: RunConfig) -> RunConfig:
+    """The same run with absolute folders: Ray's workers have other working directories."""
+    data = getattr(config.component, "data", None)
+    places = [str(place) for place in getattr(data, "cohorts", [])]
+    absolute = {"cohorts": [place if "://" in place else str(Path(place).resolve()) for place in places]}
+    component = config.component
+    if isinstance(data, BaseModel) and places:
+        component = component.model_copy(update={"data": data.model_copy(update=absolute)})
+    return config.model_copy(update={"out": config.out.resolve(), "component": component})
+
+
 def _merge(source: Path | Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for word in overrides:
         if "=" not in word or word.startswith("="):

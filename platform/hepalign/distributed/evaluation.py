@@ -41,7 +41,8 @@ def ray_map(workers: int, cpus: float = 1.0) -> Map:
         require_cpus(cpus, "each task")
         call = ray.remote(num_cpus=cpus, max_retries=RETRIES)(_call)
         shipped = ray.put(fn)
-        waiting, running = list(items)[::-1], []
+        waiting = list(items)[::-1]
+        running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < workers:
                 running.append(call.remote(shipped, waiting.pop()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,13 +14,14 @@ import ray.train
 import torch
 
 # The same classes as ray.train's, whose annotations still are the first version's.
+from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
 from ray.train.v2.api.config import RunConfig as TrainRunConfig
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from hepalign.cases.cohort import open_cohort
-from hepalign.config import RunConfig, load_config
+from hepalign.config import RunConfig, load_config, located
 from hepalign.distributed.cluster import ray_session, require_cpus
 from hepalign.distributed.worker import Ended, Order, StageFactory, work
 from hepalign.errors import UsageError, WorkFailedError
@@ -64,6 +65,7 @@ def train(
     build: StageFactory | None = None,
     parent_run: str | None = None,
     watch: Callable[[Mapping[str, float]], None] | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> TrainResult:
     """Train one stage as `config` says, into `config.folder`.
 
@@ -71,7 +73,8 @@ def train(
         resume: go on from the last good checkpoint of the same name, if there is one; a finished run is returned.
         build: makes the stage from the config and a device; the config's own stage unless given.
         parent_run: MLflow's id of the run that this one is nested in.
-        watch: called with every epoch's row, in this process, when `workers.count` is 0.
+        watch: called with every epoch's row when `workers.count` is 0.
+        callbacks: Ray Train's, for when it is not.
 
     Raises:
         UsageError: `run_exists` without `resume`, `config_changed` with it, `too_few_cpus`.
@@ -87,7 +90,9 @@ def train(
     run_id = open_run(config, tags, parent_run)
     try:
         train_here = config.workers.count == 0
-        result = _train_here(config, run_id, make, watch) if train_here else _train_on_ray(config, run_id, make)
+        result = (
+            _train_here(config, run_id, make, watch) if train_here else _train_on_ray(config, run_id, make, callbacks)
+        )
     except BaseException:
         close_run(config, "FAILED")
         raise
@@ -142,14 +147,18 @@ def _train_here(config: RunConfig, run_id: str | None, make: StageFactory, watch
     return fit(stage, config.training, World.local(device, report), config.folder, resume=True)
 
 
-def _train_on_ray(config: RunConfig, run_id: str | None, make: StageFactory) -> FitResult:
+def _train_on_ray(
+    config: RunConfig, run_id: str | None, make: StageFactory, callbacks: Sequence[UserCallback]
+) -> FitResult:
     workers = config.workers
     with ray_session():
         if not workers.autoscaling:
             require_cpus((workers.min_count or workers.count) * workers.cpus, "the training")
         trainer = TorchTrainer(
             work,
-            train_loop_config={"order": Order(config, make, _absolute_uri(config), run_id)},
+            train_loop_config={
+                "order": Order(located(config), make, tracking_uri(config.tracking, config.out), run_id)
+            },
             scaling_config=ScalingConfig(
                 num_workers=(workers.min_count, workers.count) if workers.min_count else workers.count,
                 resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
@@ -164,6 +173,7 @@ def _train_on_ray(config: RunConfig, run_id: str | None, make: StageFactory) -> 
                     controller_failure_limit=CONTROLLER_FAILURES,
                     max_preemption_failures=workers.max_preemptions,
                 ),
+                callbacks=list(callbacks),
                 logging_config=LoggingConfig(log_level="WARNING"),
                 checkpoint_config=CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
             ),
@@ -183,10 +193,6 @@ def _train_on_ray(config: RunConfig, run_id: str | None, make: StageFactory) -> 
         with done.checkpoint.as_directory() as stored:
             shutil.copytree(Path(stored) / BEST, config.folder / BEST, dirs_exist_ok=True)
         return ended.result
-
-
-def _absolute_uri(config: RunConfig) -> str:
-    return tracking_uri(config.tracking, config.out.resolve())
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from hepalign.inference.bundle import load_bundle
 from hepalign.inference.whole_case import run_case
 
 
-class ReleaseModel(mlflow.pyfunc.PythonModel):
+class ReleaseModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]  # MLflow has no stubs
     """Plans and guides cases of cohorts."""
 
     def load_context(self, context: Any) -> None:

@@ -20,8 +20,7 @@ from torch.optim import Optimizer
 
 from hepalign.errors import BadInputError, WorkFailedError
 from hepalign.nets.checkpoint import save_weights
-from hepalign.nets.precision import autocast, channels_last
-from hepalign.stages.stage import Batch, Stage, Update
+from hepalign.stages.stage import Batch, Stage
 from hepalign.training import checkpoint as files
 from hepalign.training.progress import Progress, warn
 from hepalign.training.schedule import TrainingConfig, saves, validates, warmup_factor
@@ -29,6 +28,8 @@ from hepalign.training.world import Report, World
 
 # Asking every rank whether a node is about to be taken costs a barrier; notices come tens of seconds ahead.
 INTERRUPT_CHECK_STEPS = 5
+# A row's key for the stage's selection metric, turned so that smaller is better.
+SCORE = "score"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class _Loop:
     def __init__(self, stage: Stage, config: TrainingConfig, world: World, folder: Path) -> None:
         self.stage, self.config, self.world, self.folder = stage, config, world, folder
         self.at = _Position()
-        self.bare = {name: channels_last(net) if config.channels_last else net for name, net in stage.nets().items()}
+        self.bare = stage.nets()
         self.wrapped = {name: world.prepare(net) for name, net in self.bare.items()}
         stage.adopt(self.wrapped)
         self.optimizers = stage.optimizers()
@@ -108,7 +109,7 @@ class _Loop:
             pictures: dict[str, Any] = {}
             if validates(self.config, self.at.epoch):
                 scores, pictures = self._validate()
-                row |= scores
+                row |= scores | self._score(scores)
             self.at.history.append(row)
             self._keep_if_best(row)
             self.progress.epoch(row)
@@ -162,7 +163,7 @@ class _Loop:
     def _step(self, batch: Batch, micro: int) -> None:
         """One batch: each update's loss is computed after the step before it, all within the rank's own state."""
         not_finite: list[str] = []
-        for update in self._updates(batch):
+        for update in self.stage.updates(batch):
             terms = {"loss": update.loss.detach(), **update.terms}
             if micro == 0:
                 update.optimizer.zero_grad(set_to_none=True)
@@ -176,15 +177,6 @@ class _Loop:
             for name, value in values.items():
                 self.at.sums[name] += value
         self._guard(batch, not_finite)
-
-    def _updates(self, batch: Batch) -> Iterator[Update]:
-        updates = self.stage.updates(batch)
-        while True:
-            with autocast(self.world.device, enabled=self.config.precision == "bfloat16"):
-                update = next(updates, None)
-            if update is None:
-                return
-            yield update
 
     def _clip(self, optimizer: Optimizer) -> torch.Tensor:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -218,13 +210,12 @@ class _Loop:
         pictures: dict[str, Any] = {}
         count = 0
         loader = self.stage.loader("val", epoch=0, rank=self.world.rank, world_size=self.world.size)
-        with autocast(self.world.device, enabled=self.config.precision == "bfloat16"):
-            for batch in loader:
-                for name, value in self.stage.score(batch).items():
-                    sums[name] += float(value)
-                if count == 0 and self.world.rank == 0:
-                    pictures = dict(self.stage.pictures(batch))
-                count += 1
+        for batch in loader:
+            for name, value in self.stage.score(batch).items():
+                sums[name] += float(value)
+            if count == 0 and self.world.rank == 0:
+                pictures = dict(self.stage.pictures(batch))
+            count += 1
         self.stage.adopt(self.wrapped)
         files.restore_random_state(own)
         return {f"val/{name}": mean for name, mean in self._mean(sums, count).items()}, pictures
@@ -235,10 +226,13 @@ class _Loop:
         names = list(dict.fromkeys(name for part, _ in parts for name in part))
         return {name: sum(part.get(name, 0.0) for part, _ in parts) / total for name in names}
 
-    def _keep_if_best(self, row: Mapping[str, float]) -> None:
+    def _score(self, scores: Mapping[str, float]) -> dict[str, float]:
         metric, smaller_is_better = self.stage.selection
-        worst, sign = math.inf, 1.0 if smaller_is_better else -1.0
-        value, before = (sign * kept.get(f"val/{metric}", sign * worst) for kept in (row, self.at.best))
+        value = scores.get(f"val/{metric}", math.nan)
+        return {SCORE: value if smaller_is_better else -value}
+
+    def _keep_if_best(self, row: Mapping[str, float]) -> None:
+        value, before = (kept.get(SCORE, math.inf) for kept in (row, self.at.best))
         # Without any validation the newest weights count as the best; a score that is no number never does.
         if self.at.best and math.isfinite(before) and not value < before:
             return

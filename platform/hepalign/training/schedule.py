@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 
@@ -19,8 +17,6 @@ class TrainingConfig(BaseModel):
     accumulate: PositiveInt = Field(1, description="batches whose gradients make up one optimiser step")
     clip_norm: PositiveFloat | None = Field(5.0, description="largest gradient norm per optimiser; None: no clipping")
     warmup_steps: int = Field(0, ge=0, description="the learning rate grows linearly over this many batches")
-    precision: Literal["float32", "bfloat16"] = "float32"
-    channels_last: bool = False
     validate_every_epochs: PositiveInt = 1
     checkpoint_every_steps: PositiveInt | None = Field(None, description="also within an epoch; None: at its end only")
     keep_checkpoints: int = Field(3, ge=2, description="the one before the last serves when the last is damaged")
