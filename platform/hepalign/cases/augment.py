@@ -87,7 +87,7 @@ def sampled(image: NDArray[np.generic], indices: Tensor, *, outside: float = 0.0
 def contrast(rng: np.random.Generator, image: Tensor, strength: float) -> Tensor:
     """Another contrast phase of a unit-scale image [C, D, H, W]: a random gamma (TorchIO) and a small gain."""
     gamma = float(np.exp(rng.uniform(-strength, strength)))
-    positive = tio.Gamma(gamma=gamma)((image.clamp(-1, 1) + 1) / 2)
+    positive = _applied(tio.Gamma(gamma=gamma), (image.clamp(-1, 1) + 1) / 2)
     gain = 1 + rng.uniform(-0.3, 0.3) * strength
     return (positive * (2 * gain) - 1).clamp(-1, 1)
 
@@ -95,7 +95,14 @@ def contrast(rng: np.random.Generator, image: Tensor, strength: float) -> Tensor
 def bias_field(rng: np.random.Generator, image: Tensor, strength: float) -> Tensor:
     """A receive-coil bias over a unit-scale MR image [C, D, H, W] (TorchIO's third-order polynomial)."""
     coefficients = rng.uniform(-strength, strength, 20).tolist()
-    return (tio.BiasField(coefficients=coefficients, order=3)((image + 1) / 2) * 2 - 1).clamp(-1, 1)
+    return (_applied(tio.BiasField(coefficients=coefficients, order=3), (image + 1) / 2) * 2 - 1).clamp(-1, 1)
+
+
+def _applied(transform: tio.Transform, image: Tensor) -> Tensor:
+    # calling the transform itself would draw from the global generator, whether to apply it at all
+    subject = transform.apply_transform(tio.Subject(image=tio.ScalarImage(tensor=image)))
+    data: Tensor = subject["image"].data
+    return data
 
 
 def blurred(image: Tensor, sigma_voxels: float) -> Tensor:

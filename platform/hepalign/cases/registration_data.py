@@ -315,11 +315,22 @@ class _PairMaker:
 
     def _valid(self, name: str, volume: Volume, grid: Geometry, affine: NDArray[np.float64]) -> NDArray[np.uint8]:
         """1 where the image was scanned and no probe hides it."""
-        seen = volume.with_data(np.ones(volume.data.shape, np.uint8))
+        seen = volume.with_data(_scanned(volume.geometry, name, self._source.case).astype(np.uint8))
         valid = resample(_moved(seen, affine), grid, mode="nearest", fill=0).as_mask()
         if name == "ict" and self._source.case.has(PROBE):
             valid &= ~resample(_moved(self._hole(), affine), grid, mode="nearest", fill=0).as_mask()
         return valid.astype(np.uint8)
+
+
+def _scanned(geometry: Geometry, name: str, case: Case) -> NDArray[np.bool_]:
+    """Which voxels were scanned: import fills a cohort's grid with air beyond the scan and notes the scan's box."""
+    boxes = case.attributes.get("scanned_mm")
+    if not isinstance(boxes, dict) or name[:3] not in boxes:
+        return np.ones(geometry.shape, bool)
+    low, high = np.asarray(boxes[name[:3]], dtype=np.float64)
+    points = geometry.grid_mm()
+    inside: NDArray[np.bool_] = ((points >= low) & (points <= high)).all(axis=-1)
+    return inside
 
 
 def _body(volume: Volume, name: str) -> Volume:

@@ -20,13 +20,13 @@ from hepalign.cases.probe import check_probe_mask, parse_probe_mask, voxel_mask
 from hepalign.cases.sources.locations import local_copy
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError, UsageError
-from hepalign.image.archive import is_zip
 from hepalign.image.checks import check_ct, check_mr
 from hepalign.image.dicom import SeriesIdentity, load_series
-from hepalign.image.dicom_bytes import is_dicom
 from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import body_mask, normalise_mr
 from hepalign.image.nifti import read_nifti
+from hepalign.image.nifti_header import Orientation
+from hepalign.image.read import holds_dicom
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 
@@ -45,6 +45,17 @@ class Imported:
 
     case_id: str
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """How images are read and onto which grid they go; the fields are arguments of `import_case`."""
+
+    shape: tuple[int, int, int] = SHAPE
+    spacing_mm: float | None = None
+    orientation: Orientation = "auto"
+    drop_localizers: bool = False
+    resample_tilt: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,9 @@ def import_case(
     landmarks: Mapping[str, Path | str] | None = None,
     shape: tuple[int, int, int] = SHAPE,
     spacing_mm: float | None = None,
+    orientation: Orientation = "auto",
+    drop_localizers: bool = False,
+    resample_tilt: bool = False,
     split: Split | None = None,
 ) -> Imported:
     """Import one case into a cohort, which is made where it is missing, and write its manifest.
@@ -92,6 +106,9 @@ def import_case(
         landmarks: …
         shape: voxels of the grid.
         spacing_mm: its spacing; by default the finest at which the largest body fits.
+        orientation: which of a NIfTI header's two forms counts where they differ.
+        drop_localizers: leave localizers in a DICOM series out instead of refusing it.
+        resample_tilt: straighten a scan with a tilted gantry instead of refusing it.
         split: the patient's split; by default the cohort's shares decide.
 
     Raises:
@@ -104,7 +121,8 @@ def import_case(
     if writer.has(case_id):
         raise UsageError(f"case {case_id} is in the cohort already; choose another id", code="case_exists")
     files = CaseFiles(images, labels or {}, landmarks or {}, probe_mask)
-    warnings = add_case(writer, case_id, files, patient=patient, shape=shape, spacing_mm=spacing_mm, split=split)
+    settings = ImportSettings(shape, spacing_mm, orientation, drop_localizers, resample_tilt)
+    warnings = add_case(writer, case_id, files, settings=settings, patient=patient, split=split)
     writer.finish()
     return Imported(case_id, tuple(warnings))
 
@@ -114,15 +132,14 @@ def add_case(
     case_id: str,
     files: CaseFiles,
     *,
+    settings: ImportSettings,
     patient: str | None = None,
-    shape: tuple[int, int, int] = SHAPE,
-    spacing_mm: float | None = None,
     split: Split | None = None,
 ) -> list[str]:
     """Read, check and add one case without finishing the cohort; the warnings. Arguments, errors: `import_case`."""
     _check_words(files)
     report: list[str] = []
-    scans = {role: _read_scan(role, files.images[role], report) for role in ROLES if role in files.images}
+    scans = {role: _read_scan(role, files.images[role], settings, report) for role in ROLES if role in files.images}
     _check_identities(scans, (case_id, patient or case_id))
     if "pct" in scans and "ict" in scans:
         check_overlap(scans["pct"].volume.geometry, scans["ict"].volume.geometry)
@@ -132,7 +149,8 @@ def add_case(
     bodies = {role: scan.body() for role, scan in scans.items()}
     if files.probe_mask is not None:
         labels["ict_probe_mask"] = _read_probe(files.probe_mask, scans["ict"].volume, report)
-    spacing = spacing_mm or fitting_spacing_mm([_body_extent_mm(body) for body in bodies.values()], shape)
+    shape = settings.shape
+    spacing = settings.spacing_mm or fitting_spacing_mm([_body_extent_mm(body) for body in bodies.values()], shape)
     volumes: dict[str, Volume] = {}
     for role, scan in scans.items():
         geometry = scan.volume.geometry
@@ -203,14 +221,21 @@ def _check_words(files: CaseFiles) -> None:
         raise UsageError(f"{', '.join(sorted(lonely))}: came with labels or points, but no image", code="no_images")
 
 
-def _read_scan(role: str, place: Path | str, report: list[str]) -> _Scan:
+def _read_scan(role: str, place: Path | str, settings: ImportSettings, report: list[str]) -> _Scan:
     with local_copy(place, name=role) as path:
-        if path.is_dir() or is_zip(path) or is_dicom(_start(path)):
-            series = load_series(path, name=role, report=report)
+        if holds_dicom(path):
+            series = load_series(
+                path,
+                name=role,
+                report=report,
+                drop_localizers=settings.drop_localizers,
+                resample_tilt=settings.resample_tilt,
+            )
             volume, identity, header = series.volume, series.identity, series.headers[0]
             acquisition = kept_attributes(header)
         else:
-            volume, identity, acquisition, header = read_nifti(path, name=role), None, {}, None
+            volume = read_nifti(path, name=role, orientation=settings.orientation)
+            identity, acquisition, header = None, {}, None
     if role == "pmr":
         check_mr(volume, role)
     else:
@@ -218,11 +243,6 @@ def _read_scan(role: str, place: Path | str, report: list[str]) -> _Scan:
         # scanners pad with values below any gas
         volume = volume.with_data(np.maximum(volume.as_float(), np.float32(AIR_HU)))
     return _Scan(role, volume, identity, acquisition, header)
-
-
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(132)
 
 
 def _check_identities(scans: Mapping[str, _Scan], ids: tuple[str, str]) -> None:
