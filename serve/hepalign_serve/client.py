@@ -19,6 +19,7 @@ from hepalign.errors import HepalignError, UsageError, WorkFailedError
 
 CHUNK_BYTES = 1 << 20
 _BUSY = (429, 502, 503)
+_UNFINISHED = ("queued", "running")
 
 Job = dict[str, Any]
 
@@ -157,7 +158,15 @@ class Client:
         headers = {"Idempotency-Key": key or secrets.token_hex(16)}
         if wait_s > 0:
             headers["Prefer"] = f"wait={int(wait_s)}"
-        return self._json("POST", path, headers=headers, json=dict(body))
+        began = time.monotonic()
+        job = self._json("POST", path, headers=headers, json=dict(body))
+        # The service caps how long one request waits; the caller's wish may be longer.
+        while job["state"] in _UNFINISHED and time.monotonic() - began < wait_s:
+            time.sleep(0.2)
+            job = self.job(job["id"])
+        if job["state"] == "failed":
+            raise _refusal(job["problem"])
+        return job
 
     def _json(self, method: str, path: str, **words: Any) -> dict[str, Any]:
         answer: dict[str, Any] = self._call(method, path, **words).json()

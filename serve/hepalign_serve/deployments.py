@@ -58,6 +58,14 @@ class Releases:
                     self._bundles.pop(next(iter(self._bundles)))
             return self._bundles[release.digest]
 
+    def warm(self, release: Pinned) -> dict[str, Any]:
+        """Loads a release; `{error}` when it is refused."""
+        try:
+            self.bundle(release)
+        except HepalignError as error:
+            return {"error": error}
+        return {}
+
 
 class Network:
     """A replica of one network, `synthesis` or `inpainting`: volumes in, volumes out."""
@@ -66,10 +74,9 @@ class Network:
         self._step = step
         self._releases = Releases(name, settings, lane, pipeline)
 
-    async def warm(self, release: Pinned) -> str:
-        """Loads a release; returns its digest."""
-        await asyncio.to_thread(self._releases.bundle, release)
-        return release.digest
+    async def warm(self, release: Pinned) -> dict[str, Any]:
+        """Loads a release; `{error}` when it is refused."""
+        return await asyncio.to_thread(self._releases.warm, release)
 
     async def apply(self, release: Pinned, *volumes: Any) -> dict[str, Any]:
         """`{value}` of the step, or `{error}`: refusals keep their code on the way."""
@@ -93,11 +100,11 @@ class Worker:
         self._network = network
         self._stuck = False
 
-    async def warm(self, release: Pinned) -> str:
-        """Loads a release aside the ones in use, here and in the network's replica; returns its digest."""
-        await asyncio.to_thread(self._releases.bundle, release)
-        await self._network.warm.remote(release)
-        return release.digest
+    async def warm(self, release: Pinned) -> dict[str, Any]:
+        """Loads a release aside the ones in use, here and in the network's replica; `{error}` when it is refused."""
+        here = await asyncio.to_thread(self._releases.warm, release)
+        there: dict[str, Any] = await self._network.warm.remote(release)
+        return here or there
 
     async def preload(self, plan_folder: Path) -> None:
         """Reads a plan ahead, so that during the procedure only the iCT travels."""

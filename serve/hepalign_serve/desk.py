@@ -38,7 +38,7 @@ class Desk:
         self._records = Records(settings.database)
         self._audit = Audit(self._records, settings.anchor)
         self._metrics = Metrics()
-        self._metrics.expose(settings.metrics_port)
+        self._metrics.expose(settings.metrics_host, settings.metrics_port)
         self._workers: dict[work.Kind, DeploymentHandle[Any]] = {"plan": planning, "guide": guidance}
         self._release: Pinned | None = None
         self._wake = {kind: asyncio.Event() for kind in self._workers}
@@ -83,14 +83,26 @@ class Desk:
                 await asyncio.sleep(IDLE_S)
 
     async def _watch_release(self) -> None:
-        release = await asyncio.to_thread(pin, self._settings.release, self._settings.data_folder / "releases")
-        if self._release is None or release.digest != self._release.digest:
-            await asyncio.gather(*(handle.warm.remote(release) for handle in self._workers.values()))
-            self._release = release
-            self._metrics.release(release.name, release.version, release.digest)
-            log.info("serving_release", name=release.name, version=release.version, digest=release.digest)
-            await self.wake()
+        try:
+            await self._take_release()
+        except HepalignError as error:
+            # What is served goes on; a registry that is down or a release that is refused changes nothing.
+            log.warning("release_refused", code=error.code)
         await asyncio.sleep(self._settings.release_poll_s)
+
+    async def _take_release(self) -> None:
+        settings = self._settings
+        verify = not settings.unjudged_release
+        release = await asyncio.to_thread(pin, settings.release, settings.data_folder / "releases", verify=verify)
+        if self._release is not None and release.digest == self._release.digest:
+            return
+        for answer in await asyncio.gather(*(handle.warm.remote(release) for handle in self._workers.values())):
+            if "error" in answer:
+                raise answer["error"]
+        self._release = release
+        self._metrics.release(release.name, release.version, release.digest)
+        log.info("serving_release", name=release.name, version=release.version, digest=release.digest)
+        await self.wake()
 
     async def _keep_house(self) -> None:
         records, data_folder = self._records, self._settings.data_folder

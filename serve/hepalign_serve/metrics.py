@@ -1,4 +1,4 @@
-"""Prometheus metrics, on a port of loopback that nothing site-facing reaches."""
+"""Prometheus metrics, on a private port that nothing site-facing reaches."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Metrics:
         self._queue = Gauge("queue_length", "Jobs waiting", ["kind"], **own)
         self._release = Gauge("release", "The release in force", ["name", "version", "digest"], **own)
 
-    def expose(self, port: int) -> None:
-        """Serves /metrics on 127.0.0.1."""
-        start_http_server(port, "127.0.0.1", registry=self.registry)
+    def expose(self, host: str, port: int) -> None:
+        """Serves /metrics on a private address."""
+        start_http_server(port, host, registry=self.registry)
 
     def request(self, seen: Seen) -> None:
         """One answered request: method, route, status, seconds, bytes taken."""

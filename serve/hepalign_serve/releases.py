@@ -8,21 +8,22 @@ import shutil
 from pathlib import Path
 
 from hepalign.errors import WorkFailedError
+from hepalign.tracking.releases import resolve_release
 from hepalign_serve.task import Pinned
 
 
-def pin(uri: str, cache: Path) -> Pinned:
+def pin(uri: str, cache: Path, *, verify: bool = True) -> Pinned:
     """Resolves a release and copies it under its digest, so that what is served cannot change underneath.
 
     Args:
         uri: a local folder or an MLflow URI such as `models:/hepalign@champion`; empty: the default release.
         cache: where pinned releases are kept.
+        verify: refuse what has no gate report and promotion record of its own.
 
     Raises:
-        HepalignError: `no_release` when there is nothing to serve, and what `resolve_release` refuses
-            (an alias without a promotion record among it).
+        HepalignError: `no_release` when there is nothing to serve, and what `resolve_release` refuses.
     """
-    folder = _resolved(uri)
+    folder = resolve_release(uri or None, cache=cache, verify=verify)
     try:
         content = (folder / "release.json").read_bytes()
     except OSError as error:
@@ -36,11 +37,3 @@ def pin(uri: str, cache: Path) -> Pinned:
         partial.replace(own)
     manifest = json.loads(content)
     return Pinned(own, digest, str(manifest.get("name", "hepalign")), str(manifest.get("version", "0")))
-
-
-def _resolved(uri: str) -> Path:
-    if uri and ":/" not in uri:
-        return Path(uri)
-    from hepalign.tracking.releases import resolve_release
-
-    return resolve_release(uri or None)

@@ -55,11 +55,15 @@ class Settings(_Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
-    metrics_port: int = Field(default=0, ge=0, le=65535, description="Prometheus, 127.0.0.1 only; 0 takes a free one")
+    metrics_host: str = Field(default="127.0.0.1", description="where /metrics listens; never a site-facing address")
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="0 takes a free one")
     data_folder: Path = Path("runs/serve")
     database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data folder")
     audit_anchor: Path | None = Field(default=None, description="file that holds the audit's head outside the database")
     release: str = Field(default="", description="folder or models:/hepalign@champion; empty: HEPALIGN_RELEASE")
+    unjudged_release: bool = Field(
+        default=False, description="development only: serve a folder that has no passed gate report of its own"
+    )
     release_poll_s: float = Field(default=30.0, gt=0, description="how often the alias is looked at")
     retention_days: float = Field(default=30.0, gt=0, description="untouched cases older than this are erased")
     housekeeping_s: float = Field(default=600.0, gt=0, description="how often expired cases are looked for")

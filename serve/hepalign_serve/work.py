@@ -151,7 +151,7 @@ def queue_lengths(records: Records) -> dict[str, int]:
     """Jobs waiting in each lane."""
     counts = select(Job.kind, func.count()).where(Job.state == QUEUED).group_by(Job.kind)
     with records.read() as session:
-        return {"plan": 0, "guide": 0} | dict(session.execute(counts).tuples().all())
+        return {"plan": 0, "guide": 0, **{row[0]: row[1] for row in session.execute(counts)}}
 
 
 def typical_s(session: Session, kind: str) -> float | None:

@@ -1,0 +1,64 @@
+"""The audit's chain shows every change, and refuses to go on when it cannot be written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hepalign_serve.audit import Audit, AuditBrokenError, export, verify
+from hepalign_serve.problems import RequestError
+from hepalign_serve.records import AuditLine, Records
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    made = Records(f"sqlite:///{tmp_path / 'db'}")
+    made.create()
+    return made
+
+
+def fill(records: Records, anchor: Path, count: int) -> Audit:
+    audit = Audit(records, anchor)
+    for number in range(count):
+        audit.append(site="a", action="open", target=str(number), outcome="allowed", request_id="r")
+    return audit
+
+
+def test_a_whole_chain_verifies_and_is_exported(records: Records, tmp_path: Path) -> None:
+    fill(records, tmp_path / "head", 3)
+    fill(records, tmp_path / "head", 2)  # a new writer goes on where the last one ended
+    assert verify(records, tmp_path / "head").lines == 5
+    lines = [json.loads(line) for line in export(records)]
+    assert [line["number"] for line in lines] == [1, 2, 3, 4, 5]
+    assert lines[-1]["chain"] == verify(records, tmp_path / "head").head
+
+
+@pytest.mark.parametrize("harm", ["change", "remove", "cut", "swap"])
+def test_tampering_shows(records: Records, tmp_path: Path, harm: str) -> None:
+    fill(records, tmp_path / "head", 5)
+    with records.write() as session:
+        rows = {number: session.get_one(AuditLine, number) for number in range(1, 6)}
+        if harm == "change":
+            rows[2].line = rows[2].line.replace('"allowed"', '"denied"')
+        elif harm == "remove":
+            session.delete(rows[3])
+        elif harm == "cut":
+            session.delete(rows[4])
+            session.delete(rows[5])
+        else:
+            rows[1].line, rows[2].line = rows[2].line, rows[1].line
+    with pytest.raises(AuditBrokenError):
+        verify(records, tmp_path / "head")
+
+
+def test_fails_closed_and_recovers(records: Records, tmp_path: Path) -> None:
+    audit = fill(records, tmp_path / "head", 2)
+    (tmp_path / "head.partial").mkdir()
+    with pytest.raises(RequestError) as error:
+        audit.append(site="a", action="open", target="x", outcome="allowed", request_id="r")
+    assert (error.value.code, error.value.status) == ("audit_unavailable", 503)
+    (tmp_path / "head.partial").rmdir()
+    audit.append(site="a", action="open", target="y", outcome="allowed", request_id="r")
+    assert verify(records, tmp_path / "head").lines == 3

@@ -1,0 +1,70 @@
+"""The application without Ray: its routes, its settings files, its keeping of houses."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+
+from hepalign.errors import UsageError
+from hepalign_serve import housekeeping
+from hepalign_serve.api import create_app
+from hepalign_serve.records import CaseRow, Records, Site
+from hepalign_serve.run import prepare
+from hepalign_serve.settings import Settings, load_settings
+
+CONTRACT = {
+    "POST /v1/cases", "GET /v1/cases", "GET /v1/cases/{case_id}", "DELETE /v1/cases/{case_id}",
+    "PUT /v1/cases/{case_id}/images/{role}", "PUT /v1/cases/{case_id}/uploads/{role}/{part}",
+    "POST /v1/cases/{case_id}/uploads/{role}/complete", "POST /v1/cases/{case_id}/plan",
+    "POST /v1/cases/{case_id}/guide", "GET /v1/jobs/{job_id}", "GET /v1/jobs/{job_id}/events",
+    "GET /v1/cases/{case_id}/artifacts/{name}", "GET /v1/release", "GET /healthz", "GET /readyz", "GET /",
+}  # fmt: skip
+
+
+class NoDesk:
+    async def record(self, **line: str) -> None: ...
+
+    async def wake(self) -> None: ...
+
+    async def status(self) -> dict[str, Any]:
+        return {"release": None}
+
+
+def test_routes_are_the_contracts(tmp_path: Path) -> None:
+    app = create_app(Settings(data_folder=tmp_path), NoDesk())
+    routes = {f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item}
+    routes |= {f"GET {route.path}" for route in app.routes if isinstance(route, APIRoute) and route.path == "/"}
+    assert routes >= CONTRACT
+    assert not [route for route in routes if "metrics" in route or "promot" in route]
+
+
+@pytest.mark.parametrize("name", ["local", "hospital"])
+def test_settings_files_load(root: Path, name: str) -> None:
+    settings = load_settings(root / "serve/config" / f"{name}.yaml")
+    assert not settings.unjudged_release
+
+
+def test_unknown_setting_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("limits: {upload_byte: 3}\n")
+    with pytest.raises(UsageError, match=r"s\.yaml: limits\.upload_byte"):
+        load_settings(tmp_path / "s.yaml")
+
+
+def test_retention_erases_what_nobody_touched(tmp_path: Path) -> None:
+    settings = Settings(data_folder=tmp_path)
+    records: Records = prepare(settings)
+    with records.write() as session:
+        session.add(Site(id="a", created=0.0, revoked=None))
+        session.flush()
+        for case, days in (("old", 40.0), ("new", 1.0)):
+            session.add(CaseRow(id=case, site_id="a", created=0.0, touched=time.time() - 86400 * days))
+            (tmp_path / "cases" / case / "images").mkdir(parents=True)
+    (tmp_path / "cases" / "stray" / "jobs").mkdir(parents=True)
+    assert housekeeping.expired(records, 30.0) == [("old", "a")]
+    housekeeping.erase(records, tmp_path, "old")
+    assert housekeeping.sweep(records, tmp_path) == 1
+    assert [path.name for path in (tmp_path / "cases").iterdir()] == ["new"]
