@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from hepalign.errors import BadInputError, UsageError
 from hepalign.image import archive
 from hepalign.image.dicom_bytes import check_bytes, is_dicom
-from hepalign.image.dicom_pixels import read_frames
+from hepalign.image.dicom_pixels import read_pixels
 from hepalign.image.geometry import Geometry
 from hepalign.image.nifti_header import MAX_SHEAR, MAX_VOXEL_BYTES, check_grid
 from hepalign.image.resample import resample
@@ -385,16 +385,14 @@ def _voxels(planes: list[_Plane], shape: tuple[int, int, int], name: str) -> NDA
     if 4 * int(np.prod(shape, dtype=np.int64)) > MAX_VOXEL_BYTES:
         raise BadInputError(f"{name}: {shape} voxels are past the limit; crop it", code="too_large", status=413)
     data = np.empty(shape, np.float32)
-    frames: dict[int, NDArray[np.generic]] = {}
-    scaled: dict[int, bool] = {}
+    places: dict[int, list[int]] = {}
     for k, plane in enumerate(planes):
-        key = id(plane.header)
-        if key not in frames:
-            frames[key], scaled[key] = read_frames(plane.header, name)
-        stored = frames[key][plane.frame].T.astype(np.float32)
-        data[:, :, k] = stored if scaled[key] else stored * np.float32(plane.slope) + np.float32(plane.intercept)
-        if "PerFrameFunctionalGroupsSequence" not in plane.header:
-            del frames[key]
+        places.setdefault(id(plane.header), []).append(k)
+    headers = [planes[first].header for first, *_ in places.values()]
+    for frames, ks in zip(read_pixels(headers, name), places.values(), strict=True):
+        for k in ks:
+            stored = frames[planes[k].frame].T.astype(np.float32)
+            data[:, :, k] = stored * np.float32(planes[k].slope) + np.float32(planes[k].intercept)
     if not np.isfinite(data).all():
         raise BadInputError(f"{name}: voxels that are NaN or infinite after rescaling", code="nonfinite_voxels")
     return data

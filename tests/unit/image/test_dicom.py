@@ -82,12 +82,12 @@ def test_jpeg_2000_and_jpeg_ls(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_series(write(tmp_path / "ct", datasets)).data, HU)
 
 
-def test_jpeg_lossless_goes_through_gdcm(tmp_path: Path) -> None:
+def jpeg_lossless(folder: Path) -> list[pydicom.Dataset]:
+    """The series packed by SimpleITK (process 14, selection value 1), which no plugin of pydicom here writes."""
     datasets = series(PixelRepresentation=0, RescaleIntercept=0)
+    plain, packed = folder / "plain.dcm", folder / "packed.dcm"
     for dataset in datasets:
-        plain, packed = tmp_path / "plain.dcm", tmp_path / "packed.dcm"
         plain.write_bytes(as_bytes(dataset))
-        # SimpleITK packs as JPEG lossless (process 14, selection value 1), which no plugin of pydicom here writes.
         writer = sitk.ImageFileWriter()
         writer.SetImageIO("GDCMImageIO")
         writer.UseCompressionOn()
@@ -99,7 +99,22 @@ def test_jpeg_lossless_goes_through_gdcm(tmp_path: Path) -> None:
         assert dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEGLosslessSV1
         dataset["PixelData"] = compressed["PixelData"]
         dataset.RescaleIntercept = -1024
-    np.testing.assert_array_equal(read_series(write(tmp_path / "ct", datasets)).data, HU)
+    return datasets
+
+
+def test_jpeg_lossless_goes_through_gdcm(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_series(write(tmp_path / "ct", jpeg_lossless(tmp_path))).data, HU)
+
+
+def test_a_stream_that_crashes_the_decoder_costs_a_process_of_its_own(tmp_path: Path) -> None:
+    datasets = jpeg_lossless(tmp_path)
+    stream = bytearray(datasets[0].PixelData)
+    # 255 bits a sample have been seen to end GDCM with a segmentation fault.
+    stream[stream.index(b"\xff\xc3") + 4] = 255
+    datasets[0].PixelData = bytes(stream)
+    with pytest.raises(BadInputError) as error:
+        read_series(write(tmp_path / "ct", datasets))
+    assert error.value.code == "bad_pixels"
 
 
 def test_a_multi_frame_object_is_the_same_volume(tmp_path: Path) -> None:
