@@ -1,4 +1,4 @@
-"""Plan and guide every case of a cohort as a Ray job: `python jobs/batch.py COHORT --release R --out DIR --workers N`."""
+"""Plan and guide every case of a cohort in a job: `python jobs/batch.py COHORT --release R --out DIR --workers N`."""
 
 from __future__ import annotations
 

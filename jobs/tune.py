@@ -1,4 +1,4 @@
-"""Search a stage's settings as a Ray job: `python jobs/tune.py inpainting --config jobs/configs/tune-inpainting.yaml`."""
+"""Search settings as a Ray job: `python jobs/tune.py inpainting --config jobs/configs/tune-inpainting.yaml`."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,27 @@ from hepalign.inference.bundle import RELEASE_FILE, STAGES
 
 TEMPLATE = Path("mlflow/model_card.md")
 CARD_FILE = "model_card.md"
+TRAININGS_FILE = "trainings.json"  # stage to what its training left: its training.json and metrics
+GATE_FILE = "gate.json"
 
 
-def write_model_card(
-    folder: Path, trainings: Mapping[str, Mapping[str, Any]], gate: Mapping[str, Any] | None, template: Path = TEMPLATE
-) -> None:
-    """Fill the template with what the release's files say; without a template there is no card.
-
-    Args:
-        trainings: stage to what its training left (`training.json` and its metrics).
-        gate: the gate's report, once there is one.
-    """
+def write_model_card(folder: Path, template: Path = TEMPLATE) -> None:
+    """Fill the template with what a release folder's files say; without a template there is no card."""
     if not template.is_file():
         return
     facts = {
         "release": json.loads((folder / RELEASE_FILE).read_text()),
         "networks": {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES},
-        "trainings": trainings,
-        "gate": gate,
+        "trainings": _json(folder / TRAININGS_FILE),
+        "gate": _json(folder / GATE_FILE),
     }
     # Markdown, not HTML: nothing to escape.
     page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(  # noqa: S701
         template.read_text()
     )
     (folder / CARD_FILE).write_text(page.render(facts))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found

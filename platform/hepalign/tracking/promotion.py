@@ -16,8 +16,9 @@ from mlflow import MlflowClient
 from hepalign.errors import BadInputError, UsageError, WorkFailedError
 from hepalign.tracking import gate as gates
 from hepalign.tracking import ledger
+from hepalign.tracking.model_card import CARD_FILE, GATE_FILE, write_model_card
 from hepalign.tracking.registry import CHAMPION, MODEL, client, exists, reachable
-from hepalign.tracking.releases import GATE_FILE, register_release, release_sha256, resolve_release
+from hepalign.tracking.releases import register_release, release_sha256, resolve_release
 
 POLICY = Path("mlflow/promotion.yaml")
 RESULTS_FILE = "results.json"
@@ -163,7 +164,10 @@ def _store(api: MlflowClient, version: str, folder: Path, report: Mapping[str, A
     """Keep the gate's report and what it judged with the release, and beside a local one."""
     (folder / GATE_FILE).write_text(json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     run_id = str(api.get_model_version(MODEL, version).run_id)
-    api.log_artifact(run_id, str(folder / GATE_FILE))
+    write_model_card(folder)
+    for name in (GATE_FILE, CARD_FILE):
+        if (folder / name).is_file():
+            api.log_artifact(run_id, str(folder / name))
     for name in (RESULTS_FILE, "table2.csv", "cases.csv"):
         if (evaluation / name).is_file():
             api.log_artifact(run_id, str(evaluation / name), "evaluation")

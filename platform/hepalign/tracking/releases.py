@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from hepalign.errors import BadInputError, HepalignError, WorkFailedError
 from hepalign.inference.bundle import RELEASE_FILE, STAGES, build_bundle
 from hepalign.tracking import ledger
-from hepalign.tracking.model_card import write_model_card
+from hepalign.tracking.model_card import GATE_FILE, TRAININGS_FILE, write_model_card
 from hepalign.tracking.registry import (
     CANDIDATE,
     CHAMPION,
@@ -38,7 +38,6 @@ from hepalign.tracking.registry import (
 from hepalign.tracking.runs import dotted
 
 __all__ = ["ping"]  # the doctor asks here
-GATE_FILE = "gate.json"
 RUNS_EXPERIMENT = f"{MODEL}/releases"
 # models:/hepalign@champion, models:/hepalign/3
 MODEL_URI = re.compile(rf"models:/{MODEL}(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))$")
@@ -74,7 +73,8 @@ def build_release(folders: Mapping[str, Path], out: Path, version: str = "0") ->
         if before is not None and before != _manifest(made):
             raise BadInputError(f"{out.name} holds another release: give another folder", code="release_exists")
         if before is None:
-            write_model_card(made, trainings, gate=None)
+            (made / TRAININGS_FILE).write_text(json.dumps(trainings, indent=2, sort_keys=True) + "\n")
+            write_model_card(made)
             out.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(made, out, dirs_exist_ok=True)
     return out
