@@ -19,17 +19,25 @@ from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import ct_to_unit
 from hepalign.image.volume import Volume
-from hepalign.inference.workgrid import coarsened
+from hepalign.inference.sampling import Places
+from hepalign.inference.workgrid import coarsened, resized
 from hepalign.losses.similarity import mind_ssc
-from hepalign.transform.linear import about, rotation
+from hepalign.transform.linear import about, rotation, translation
 
-SEARCH_SPACING_MM = 14.0
+SEARCH_SPACING_MM = 16.0
 LEVELS_MM = (11.0, 6.0)
 # Air, lung, soft tissue and bone all show; dense metal does not dominate.
 AFFINE_WINDOW_HU = (-1000.0, 400.0)
 MIN_OVERLAP = 0.25
 STARTS_KEPT = 3
-STEPS = (12, 6)
+STEPS = (10, 5)
+MAX_POINTS = 12_000
+# A step that gains less than this share of the cost is the last one.
+PLATEAU = 2e-3
+# Correlation above which the patient lies as before.
+SURE_SCORE = 0.8
+AIR_UNIT = -0.6
+OUT_OF_VIEW_COST = 0.2
 # Boxes that share less than this part of the smaller one hold different anatomy, or one of them lies elsewhere.
 MIN_BOX_OVERLAP = 0.02
 
@@ -44,13 +52,29 @@ class AffineStart:
 
 @dataclass(frozen=True)
 class _Level:
-    """Features of both images on coarse canonical grids."""
+    """Features of both images at one spacing: the fixed one's at points, the moving one's as a table to read."""
 
-    fixed: Tensor  # [1,C,d,h,w]
-    fixed_geometry: Geometry
-    weight: Tensor  # [d,h,w]
-    moving: Tensor
-    moving_geometry: Geometry
+    world: NDArray[np.float64]  # (N,3) points of the fixed image
+    target: Tensor  # (N,C)
+    weight: Tensor  # (N,1)
+    table: Tensor  # (d,h,w,4C): moving features, then their slopes along its axes
+    to_index: NDArray[np.float64]  # moving world to moving voxel, 4 x 4
+
+    def compare(self, points: NDArray[np.float64]) -> tuple[float, Tensor, Tensor]:
+        """Mean cost, weighted residual (N,C) and weighted slope along the world's axes (N,C,3) at moved points."""
+        indices = torch.from_numpy(points @ self.to_index[:3, :3].T + self.to_index[:3, 3]).float()
+        channels = self.target.shape[1]
+        last = torch.tensor(self.table.shape[:3]) - 0.5
+        inside = ((indices >= -0.5) & (indices <= last)).all(1, keepdim=True)
+        root = (self.weight * inside).sqrt()
+        values = Places(indices, self.table.shape).read(self.table)
+        residual = (self.target - values[:, :channels]) * root
+        total = float(root.square().sum())
+        cost = float(residual.square().sum()) / max(total * channels, 1e-6)
+        # what slides out of view must not pay
+        cost += OUT_OF_VIEW_COST * max(0.0, 0.5 - total / float(self.weight.sum()))
+        slope = values[:, channels:].reshape(-1, 3, channels) * root[:, None]
+        return cost, residual, slope.transpose(1, 2) @ torch.from_numpy(self.to_index[:3, :3]).float()
 
 
 def affine_start(
@@ -72,11 +96,12 @@ def affine_start(
         BadInputError: `no_overlap` when the two fields of view do not meet.
     """
     require_overlap(moving.geometry, fixed.geometry)
-    levels = [_level(moving, fixed, fixed_valid, spacing, window_hu) for spacing in LEVELS_MM]
-    starts = _search(moving, fixed, window_hu)
+    fine = [coarsened(image, LEVELS_MM[1]) for image in (moving, fixed)]
+    levels = [_level(fine[0], fine[1], fixed_valid, spacing, window_hu) for spacing in LEVELS_MM]
+    starts = _search(fine[0], fine[1], window_hu)
     refined = [_gauss_newton(levels[0], start, steps=STEPS[0], rigid=True) for start in starts]
     best, _ = min(refined, key=lambda item: item[1])
-    best, _ = _gauss_newton(levels[1], best, steps=STEPS[1], rigid=True)
+    best, _ = _gauss_newton(levels[0], best, steps=STEPS[0], rigid=False)
     best, cost = _gauss_newton(levels[1], best, steps=STEPS[1], rigid=False)
     return AffineStart(best, 1.0 - cost)
 
@@ -105,12 +130,21 @@ def _level(
 ) -> _Level:
     fixed_unit, fixed_geometry = _unit(fixed, spacing_mm, window_hu)
     moving_unit, moving_geometry = _unit(moving, spacing_mm, window_hu)
-    weight = (fixed_unit > -0.6).float()
-    weight = F.max_pool3d(weight, 3, stride=1, padding=1)
+    weight = F.max_pool3d((fixed_unit > AIR_UNIT).float(), 3, stride=1, padding=1)
     if valid is not None:
-        trusted, _ = _unit(valid, spacing_mm, None)
-        weight = weight * F.interpolate(trusted, size=weight.shape[2:], mode="trilinear", align_corners=False)
-    return _Level(_features(fixed_unit), fixed_geometry, weight[0, 0], _features(moving_unit), moving_geometry)
+        weight = weight * resized(_unit(valid, spacing_mm, None)[0], fixed_geometry.shape)
+    keep = (weight[0, 0] > 0.05).nonzero()
+    keep = keep[:: max(1, len(keep) // MAX_POINTS)]
+    at = (keep[:, 0], keep[:, 1], keep[:, 2])
+    features = _features(moving_unit)[0]
+    slopes = torch.gradient(features, dim=(1, 2, 3))
+    return _Level(
+        world=fixed_geometry.index_to_world(keep.numpy()),
+        target=_features(fixed_unit)[0].permute(1, 2, 3, 0)[at],
+        weight=weight[0, 0][at][:, None],
+        table=torch.cat([features, *slopes]).permute(1, 2, 3, 0).contiguous(),
+        to_index=np.linalg.inv(moving_geometry.affine),
+    )
 
 
 def _features(unit: Tensor) -> Tensor:
@@ -118,25 +152,24 @@ def _features(unit: Tensor) -> Tensor:
 
 
 def _search(moving: Volume, fixed: Volume, window_hu: tuple[float, float] | None) -> list[NDArray[np.float64]]:
-    """The best starts over orientations x every translation, by masked correlation at a very coarse level."""
+    """The best starts over orientations x every translation, by masked correlation at a very coarse level.
+
+    A patient who lies as before is found at once; only a poor correlation opens the search over orientations.
+    """
     fixed_unit, grid = _unit(fixed, SEARCH_SPACING_MM, window_hu)
     moving_unit, moving_grid = _unit(moving, SEARCH_SPACING_MM, window_hu)
-    # a common isotropic grid wide enough for both boxes
-    spacing = SEARCH_SPACING_MM
-    extent = max(*fixed.geometry.extent_mm, *moving.geometry.extent_mm)
-    side = int(np.ceil(extent * 1.3 / spacing))
-    cube = Geometry.from_spacing((side,) * 3, spacing)
-    target, target_mask = _resampled(fixed_unit, grid, _centred(cube, grid.centre_mm), np.eye(4))
+    extent = max(*grid.extent_mm, *moving_grid.extent_mm)
+    cube = _centred(Geometry.from_spacing((int(np.ceil(extent / SEARCH_SPACING_MM)),) * 3, SEARCH_SPACING_MM), grid)
+    target = _Spectra.of(*_resampled(fixed_unit, grid, cube, np.eye(4)))
     found: list[tuple[float, NDArray[np.float64]]] = []
     for turn in _ORIENTATIONS_DEG:
         base = rotation(turn, grid.centre_mm)
         base[:3, 3] += moving_grid.centre_mm - grid.centre_mm
-        source, source_mask = _resampled(moving_unit, moving_grid, _centred(cube, grid.centre_mm), base)
-        score, shift = _best_translation(target, target_mask, source, source_mask)
-        # source(x + shift) matches target(x): moving point = base(x + shift)
-        step = np.eye(4)
-        step[:3, 3] = np.asarray(shift) * spacing
-        found.append((score, base @ step))
+        score, shift = _best_translation(target, _Spectra.of(*_resampled(moving_unit, moving_grid, cube, base)))
+        # source(x + shift) matches target(x), and source(x) = moving(base(x))
+        found.append((score, base @ translation(np.asarray(shift) * SEARCH_SPACING_MM)))
+        if score > SURE_SCORE and len(found) == 1:
+            break
     found.sort(key=lambda item: -item[0])
     return [matrix for _, matrix in found[:STARTS_KEPT]]
 
@@ -147,9 +180,9 @@ _ORIENTATIONS_DEG = (
 )  # fmt: skip
 
 
-def _centred(cube: Geometry, centre_mm: NDArray[np.float64]) -> Geometry:
+def _centred(cube: Geometry, grid: Geometry) -> Geometry:
     affine = cube.affine.copy()
-    affine[:3, 3] += centre_mm - cube.centre_mm
+    affine[:3, 3] += grid.centre_mm - cube.centre_mm
     return Geometry(cube.shape, affine)
 
 
@@ -165,101 +198,111 @@ def _resampled(unit: Tensor, grid: Geometry, onto: Geometry, matrix: NDArray[np.
     return values * inside, inside
 
 
-def _best_translation(a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor) -> tuple[float, tuple[int, int, int]]:
-    """The shift t that maximises the masked correlation of a(x) and b(x + t)."""
-    size = [2 * n for n in a.shape]
+@dataclass(frozen=True)
+class _Spectra:
+    """Fourier transforms of an image, its square and its mask, padded for shifts of up to a half of its size."""
 
-    def transform(x: Tensor) -> Tensor:
-        return torch.fft.rfftn(x, s=size)
+    image: Tensor
+    square: Tensor
+    mask: Tensor
+    size: list[int]
+    voxels: float
 
-    def correlate(x: Tensor, y: Tensor) -> Tensor:
-        return torch.fft.irfftn(x.conj() * y, s=size)
+    @classmethod
+    def of(cls, image: Tensor, mask: Tensor) -> _Spectra:
+        size = [_fast_length(n + n // 2) for n in image.shape]
+        spectra = torch.fft.rfftn(torch.stack([image, image * image, mask]), s=size)
+        return cls(spectra[0], spectra[1], spectra[2], size, float(mask.sum()))
 
-    fa, fam, fb, fbm = (transform(x) for x in (a, a_mask, b, b_mask))
-    count = correlate(fam, fbm).clamp_min(1e-3)
-    a_sum, b_sum = correlate(fa, fbm), correlate(fam, fb)
-    cross = correlate(fa, fb) - a_sum * b_sum / count
-    a_var = (correlate(transform(a * a), fbm) - a_sum * a_sum / count).clamp_min(1e-3)
-    b_var = (correlate(fam, transform(b * b)) - b_sum * b_sum / count).clamp_min(1e-3)
-    score = cross / (a_var * b_var).sqrt()
-    enough = MIN_OVERLAP * min(float(a_mask.sum()), float(b_mask.sum()))
+
+def _fast_length(n: int) -> int:
+    """The next length with only the factors 2, 3 and 5, for which Fourier transforms are quick."""
+    while True:
+        rest = n
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return n
+        n += 1
+
+
+def _best_translation(a: _Spectra, b: _Spectra) -> tuple[float, tuple[int, int, int]]:
+    """The shift t, in voxels, that maximises the masked correlation of a(x) and b(x + t), and that correlation."""
+    products = [
+        a.mask.conj() * b.mask, a.image.conj() * b.mask, a.mask.conj() * b.image,
+        a.image.conj() * b.image, a.square.conj() * b.mask, a.mask.conj() * b.square,
+    ]  # fmt: skip
+    count, a_sum, b_sum, cross, a_square, b_square = torch.fft.irfftn(torch.stack(products), s=a.size, dim=(1, 2, 3))
+    count = count.clamp_min(1e-3)
+    cross = cross - a_sum * b_sum / count
+    a_var = (a_square - a_sum * a_sum / count).clamp_min(1e-3)
+    b_var = (b_square - b_sum * b_sum / count).clamp_min(1e-3)
+    correlation = cross / (a_var * b_var).sqrt()
     # a mild preference for overlap: two strips of air correlate perfectly
-    score = torch.where(count > enough, score * (count / count.max()).clamp(0, 1) ** 0.25, score.new_tensor(-1.0))
+    score = correlation * (count / count.max()).clamp(0, 1) ** 0.25
+    score = torch.where(count > MIN_OVERLAP * min(a.voxels, b.voxels), score, score.new_tensor(-1.0))
     best = int(score.argmax())
     shift = np.unravel_index(best, tuple(score.shape))
-    i, j, k = (int(s) if s < n // 2 else int(s) - n for s, n in zip(shift, size, strict=True))
-    return float(score.flatten()[best]), (i, j, k)
+    i, j, k = (int(s) if s < n // 2 else int(s) - n for s, n in zip(shift, a.size, strict=True))
+    return float(correlation.flatten()[best]), (i, j, k)
 
 
 def _gauss_newton(
     level: _Level, matrix: NDArray[np.float64], *, steps: int, rigid: bool
 ) -> tuple[NDArray[np.float64], float]:
-    """Minimise Σ w |F(x) − M(T x)|² over T; returns the matrix and its mean cost."""
-    keep = (level.weight > 0.05).nonzero()
-    weight = level.weight[keep[:, 0], keep[:, 1], keep[:, 2]].double()
-    target = level.fixed[0][:, keep[:, 0], keep[:, 1], keep[:, 2]].T  # N C
-    world = level.fixed_geometry.index_to_world(keep.numpy())
-    centre = world.mean(0)
-    slopes = torch.stack(torch.gradient(level.moving[0], dim=(1, 2, 3)), 1).flatten(0, 1)  # 3C
-    volume = torch.cat([level.moving[0], slopes])[None]
-    channels = level.moving.shape[1]
-    to_index = np.linalg.inv(level.moving_geometry.affine)
+    """Minimise the weighted mean of (F(x) − M(T x))² over T; returns the matrix and its cost."""
     best, best_cost, damping = matrix, np.inf, 1e-3
     current = matrix
+    equations: tuple[Tensor, Tensor] | None = None
     for _ in range(steps + 1):
-        points = world @ current[:3, :3].T + current[:3, 3]
-        sampled, inside = _sample(volume, points @ to_index[:3, :3].T + to_index[:3, 3])
-        residual = (target - sampled[:, :channels]).double()
-        w = weight * inside
-        overlap = float(w.sum() / weight.sum())
-        cost = float((w[:, None] * residual.square()).sum() / w.sum().clamp_min(1e-6)) / channels
-        cost += 0.2 * max(0.0, 0.5 - overlap)
-        if cost < best_cost:
+        points = level.world @ current[:3, :3].T + current[:3, 3]
+        centre = points.mean(0)
+        cost, residual, slope = level.compare(points)
+        gained = best_cost - cost
+        if gained > 0:
             best, best_cost, damping = current, cost, max(damping / 3, 1e-5)
-        else:
-            current, damping = best, damping * 10
-            if damping > 1:
+            equations = _normal_equations(slope, residual, torch.from_numpy(points - centre).float(), rigid)
+            best_centre = centre
+            if gained < PLATEAU * best_cost:
                 break
-        slope = sampled[:, channels:].reshape(-1, channels, 3).double() @ torch.from_numpy(to_index[:3, :3])
-        hessian3 = torch.einsum("nci,ncj,n->nij", slope, slope, w)
-        pull3 = torch.einsum("nci,nc,n->ni", slope, residual, w)
-        delta = _solve(
-            hessian3, pull3, torch.from_numpy(points - (current[:3, :3] @ centre + current[:3, 3])), rigid, damping
-        )
-        moved_centre = current[:3, :3] @ centre + current[:3, 3]
-        if rigid:
-            step = rotation(np.rad2deg(delta[:3]), moved_centre)
         else:
-            step = about(np.eye(3) + delta[:9].reshape(3, 3), moved_centre)
+            damping *= 10
+        assert equations is not None
+        delta = _solve(*equations, damping)
+        step = rotation(np.rad2deg(delta[:3]), best_centre) if rigid else about(_grown(delta), best_centre)
         step[:3, 3] += delta[-3:]
         current = step @ best
+        if damping > 1:
+            break
     return best, best_cost
 
 
-def _solve(hessian3: Tensor, pull3: Tensor, points: Tensor, rigid: bool, damping: float) -> NDArray[np.float64]:
-    """The damped normal equations of 6 or 12 parameters from each point's 3 x 3 share."""
-    n = len(points)
-    eye = torch.eye(3, dtype=torch.float64).expand(n, 3, 3)
+def _grown(delta: NDArray[np.float64]) -> NDArray[np.float64]:
+    matrix: NDArray[np.float64] = np.eye(3) + delta[:9].reshape(3, 3)
+    return matrix
+
+
+def _normal_equations(slope: Tensor, residual: Tensor, points: Tensor, rigid: bool) -> tuple[Tensor, Tensor]:
+    """JᵀJ and Jᵀr of 6 (rotation, translation) or 12 (matrix, translation) parameters.
+
+    Args:
+        slope: (N,C,3), weighted slope of the moving features along the world's axes.
+        residual: (N,C), weighted.
+        points: (N,3), about the centre of the step.
+        rigid: 6 instead of 12.
+    """
     if rigid:
-        x, y, z = points.unbind(1)
-        zero = torch.zeros_like(x)
-        turn = torch.stack([zero, z, -y, -z, zero, x, y, -x, zero], 1).reshape(n, 3, 3)
-        basis = torch.cat([turn, eye], 2)
+        turned = torch.linalg.cross(points[:, None].expand_as(slope), slope)
+        jacobian = torch.cat([turned, slope], 2)
     else:
-        basis = torch.cat(
-            [torch.einsum("ij,nk->nijk", torch.eye(3, dtype=torch.float64), points).reshape(n, 3, 9), eye], 2
-        )
-    normal = torch.einsum("nip,nij,njq->pq", basis, hessian3, basis)
-    right = torch.einsum("nip,ni->p", basis, pull3)
-    normal += damping * torch.diag(normal.diag() + 1e-9)
-    solution: NDArray[np.float64] = torch.linalg.solve(normal, right).numpy()
+        jacobian = torch.cat([(slope[..., :, None] * points[:, None, None, :]).flatten(2), slope], 2)
+    rows = jacobian.flatten(0, 1)
+    return (rows.T @ rows).double(), (rows.T @ residual.flatten()).double()
+
+
+def _solve(normal: Tensor, right: Tensor, damping: float) -> NDArray[np.float64]:
+    solution: NDArray[np.float64] = torch.linalg.solve(
+        normal + damping * torch.diag(normal.diag() + 1e-9), right
+    ).numpy()
     return solution
-
-
-def _sample(volume: Tensor, indices: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """Values (N, C) at continuous voxel indices (N, 3), and 1 where they lie inside."""
-    size = torch.tensor(volume.shape[2:], dtype=torch.float32)
-    points = ((torch.from_numpy(indices).float() * 2 + 1) / size - 1).flip(-1)
-    inside = (points.abs().amax(-1) <= 1).double()
-    values = F.grid_sample(volume, points[None, :, None, None], padding_mode="border", align_corners=False)
-    return values[0, :, :, 0, 0].T, inside

@@ -21,12 +21,12 @@ from hepalign.inference.sampling import Places, index_rows, slopes, smooth_rows
 class RefineSettings:
     """How a level is refined; lengths in voxels of that level."""
 
-    steps: int = 20
-    pool_size: int = 5
+    steps: int = 16
+    pool_size: int = 7
     fluid_size: int = 3
     elastic_size: int = 3
-    elastic_share: float = 0.3
-    damping: float = 0.03
+    elastic_share: float = 0.6
+    damping: float = 0.05
     max_step_voxels: float = 0.8
     plateau: float = 2e-3
 

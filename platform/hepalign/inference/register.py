@@ -50,9 +50,13 @@ Engine = Literal["fast", "refine"]
 # The network's field is not believed when more than this part of its voxels fold before repair.
 FOLDING_LIMIT = 0.02
 # Steps of the coarse and the fine refinement, at a quarter and a half of the work grid's resolution.
-COARSE = RefineSettings(steps=20)
-FINE = RefineSettings(steps=20)
-BACKWARD = RefineSettings(steps=12)
+COARSE = RefineSettings(steps=16)
+FINE = RefineSettings(steps=16)
+INVERSE_ROUNDS = 10
+BACKWARD = RefineSettings(steps=4, plateau=0.0)
+DILATION = 2
+# Moving and fixed features (d,h,w,12), weight (d,h,w,1).
+Tables = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -261,8 +265,7 @@ class Levels:
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
-        self.half = _tables(pair, 2)
-        self.quarter = _tables(pair, 4)
+        self.half, self.quarter = feature_levels(pair)
         i, j, k = self.half[0].shape[:3]
         self.half_shape = (i, j, k)
         self.half_geometry = pair.work.with_shape(self.half_shape)
@@ -292,15 +295,18 @@ class Levels:
         return torch.from_numpy((residual_mm @ turn.T).astype(np.float32))
 
     def inverse_consistency_mm(self, residual: Tensor) -> float:
-        """Mean distance, where images can be compared, after the field and an independent backward registration."""
+        """Mean distance, where images can be compared, between the field's inverse and what the backward
+        registration makes of it: a field that only one direction supports does not come back.
+        """
         moving, fixed, weight = self.quarter
         shape = fixed.shape[:3]
-        forward = rescaled(residual, shape)
-        backward = refine(fixed, moving, weight, torch.zeros(*shape, 3), BACKWARD).field
-        gap = forward + Places(index_rows(shape) + forward, shape).read(backward)
-        spacing = torch.tensor(
-            self.pair.work.with_shape((shape[0], shape[1], shape[2])).spacing_mm, dtype=torch.float32
-        )
+        forward, grid = rescaled(residual, shape), index_rows(shape)
+        inverse = torch.zeros_like(forward)
+        for _ in range(INVERSE_ROUNDS):
+            inverse = -Places(grid + inverse, shape).read(forward)
+        backward = refine(fixed, moving, weight, inverse, BACKWARD).field
+        spacing = torch.tensor(self.pair.work.with_shape((shape[0], shape[1], shape[2])).spacing_mm).float()
+        gap = forward + Places(grid + forward, shape).read(backward)
         return float(((gap * spacing).norm(dim=-1, keepdim=True) * weight).sum() / weight.sum().clamp_min(1))
 
 
@@ -345,12 +351,22 @@ def _hole(probe_mask: Volume, fixed: Geometry, work: Geometry) -> Tensor:
     return F.max_pool3d((resized(data, work.shape) > 0.01).float(), 3, stride=1, padding=1)
 
 
-def _tables(pair: Pair, factor: int) -> tuple[Tensor, Tensor, Tensor]:
-    moving, fixed = (to_rows(mind_ssc(F.avg_pool3d(image, factor))) for image in (pair.moving, pair.fixed))
-    weight = -F.max_pool3d(-pair.weight, factor)
+def feature_levels(pair: Pair) -> tuple[Tables, Tables]:
+    """MIND-SSC of the full work grid averaged to a half and a quarter of its resolution.
+
+    Taken before the averaging it keeps the vessels that a half-resolution image has lost: measured on training
+    cases, a fifth to a third less error than MIND-SSC of the averaged image.
+    """
+    moving, fixed = (F.avg_pool3d(mind_ssc(image, dilation=DILATION), 2) for image in (pair.moving, pair.fixed))
+    weight = -F.max_pool3d(-pair.weight, 2)
+    half = (to_rows(moving), to_rows(fixed), to_rows(_eroded(weight)))
+    quarter_weight = _eroded(-F.max_pool3d(-weight, 2))
+    return half, (to_rows(F.avg_pool3d(moving, 2)), to_rows(F.avg_pool3d(fixed, 2)), to_rows(quarter_weight))
+
+
+def _eroded(weight: Tensor) -> Tensor:
     # a patch that reaches into the hole or past the border does not vote either
-    weight = -F.max_pool3d(-weight, 3, stride=1, padding=1)
-    return moving, fixed, to_rows(weight)
+    return -F.max_pool3d(-weight, 3, stride=1, padding=1)
 
 
 def rescaled(residual: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:

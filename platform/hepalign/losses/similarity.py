@@ -132,16 +132,13 @@ def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
     return (values * weight).sum() / (weight.sum() * values.shape[1]).clamp_min(1e-6)
 
 
-# MIND-SSC compares the pairs of the six face neighbours that are √2 apart (opposite ones are left out).
-_NEIGHBOURS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
-_PAIRS = tuple((a, b) for a, b in combinations(_NEIGHBOURS, 2) if sum(p * q for p, q in zip(a, b, strict=True)) == 0)
-
-
 def mind_ssc(image: Tensor, radius: int = 1, dilation: int = 1) -> Tensor:
     """MIND self-similarity context (Heinrich et al. 2013, doi 10.1007/978-3-642-40811-3_24).
 
     Twelve patch distances between neighbours of a voxel, relative to their mean (a local noise estimate), as
-    exp(−d/mean): indifferent to contrast, so that another phase or modality still agrees.
+    exp(−d/mean): indifferent to contrast, so that another phase or modality still agrees. Of the twelve pairs of
+    neighbours √2 apart two at a time have the same offset, so six difference images are filtered and each is read
+    at two places.
 
     Args:
         image: [B,1,D,H,W] float32.
@@ -151,24 +148,41 @@ def mind_ssc(image: Tensor, radius: int = 1, dilation: int = 1) -> Tensor:
     Returns:
         [B,12,D,H,W] in (0, 1].
     """
-    reach = dilation
-    padded = F.pad(image, [reach] * 6, mode="replicate")
     shape = image.shape[2:]
+    padded = F.pad(image, [2 * dilation + radius] * 6, mode="replicate")
+    halo = 2 * (dilation + radius)
 
-    def shifted(offset: tuple[int, ...]) -> Tensor:
-        i, j, k = (reach + dilation * o for o in offset)
-        return padded[:, :, i : i + shape[0], j : j + shape[1], k : k + shape[2]]
+    def part(source: Tensor, offset: list[int], extra: int) -> Tensor:
+        for axis, (start, length) in enumerate(zip(offset, shape, strict=True)):
+            source = source.narrow(axis + 2, dilation + start, length + extra)
+        return source
 
-    squares = torch.cat([(shifted(a) - shifted(b)).square() for a, b in _PAIRS], 1)
-    size = 2 * radius + 1
-    distances = window_sum(F.pad(squares, [radius] * 6, mode="replicate"), size)
-    inside = slice(radius, -radius) if radius else slice(None)
-    distances = distances[:, :, inside, inside, inside] / size**3
-    distances = distances - distances.amin(1, keepdim=True)
-    noise = distances.mean(1, keepdim=True)
+    distances = []
+    for first, second in combinations(range(3), 2):
+        for sign in (1, -1):
+            a, b, still = [0, 0, 0], [0, 0, 0], [0, 0, 0]
+            a[first], b[second] = dilation, sign * dilation
+            offset = [q - p for p, q in zip(a, b, strict=True)]
+            square = (part(padded, still, halo) - part(padded, offset, halo)).square()
+            patches = _valid_window_sum(square, 2 * radius + 1)
+            distances += [part(patches, a, 0), part(patches, [-q for q in b], 0)]
+    stacked = torch.cat(distances, 1)
+    least = stacked.amin(1, keepdim=True)
+    noise = stacked.mean(1, keepdim=True) - least
     typical = noise.mean(dim=(1, 2, 3, 4), keepdim=True)
     noise = torch.maximum(torch.minimum(noise, typical * 1000), (typical * 1e-3).clamp_min(1e-12))
-    return torch.exp(-distances / noise)
+    return torch.exp((least - stacked) / noise)
+
+
+def _valid_window_sum(image: Tensor, size: int) -> Tensor:
+    """Sum over cubes of `size` voxels that lie inside: each axis is `size` - 1 shorter."""
+    for axis in (2, 3, 4):
+        length = image.shape[axis] - size + 1
+        total = image.narrow(axis, 0, length)
+        for step in range(1, size):
+            total = total + image.narrow(axis, step, length)
+        image = total
+    return image
 
 
 def mind_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
