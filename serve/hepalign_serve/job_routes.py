@@ -47,6 +47,11 @@ class _Order:
     key: str
 
     @property
+    def key_digest(self) -> str:
+        """The key as it is kept: a caller's text may say anything."""
+        return hashlib.sha256(self.key.encode()).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
         """Equal for equal orders."""
         content = json.dumps([self.case_id, self.kind, self.body.model_dump()], sort_keys=True)
@@ -111,14 +116,14 @@ async def _order(
 
 def _take(session: Session, order: _Order, context: Context) -> tuple[str, dict[str, Any] | None]:
     site, now = order.caller.site, time.time()
-    known = session.get(IdempotencyKey, (site, order.key))
+    known = session.get(IdempotencyKey, (site, order.key_digest))
     if known is None:
         request = _plan_input(session, order) if order.kind == "plan" else _guide_input(session, order)
         limits = context.settings.limits
         job = work.submit(session, site=site, case=order.case_id, kind=order.kind, request=request, limits=limits)
         _touch(session, order.case_id)
         known = IdempotencyKey(
-            site_id=site, key=order.key, fingerprint=order.fingerprint, case_id=order.case_id, job_id=job.id,
+            site_id=site, key=order.key_digest, fingerprint=order.fingerprint, case_id=order.case_id, job_id=job.id,
             answering_until=now + _ANSWERING_S, answer=None, created=now,
         )  # fmt: skip
         session.add(known)
@@ -221,13 +226,13 @@ def _answer(view: JobView) -> dict[str, Any]:
 
 
 def _remember(session: Session, order: _Order, answer: dict[str, Any]) -> None:
-    known = session.get(IdempotencyKey, (order.caller.site, order.key))
+    known = session.get(IdempotencyKey, (order.caller.site, order.key_digest))
     if known is not None:
         known.answer, known.answering_until = answer, 0.0
 
 
 def _answering(session: Session, order: _Order, for_s: float) -> None:
-    known = session.get(IdempotencyKey, (order.caller.site, order.key))
+    known = session.get(IdempotencyKey, (order.caller.site, order.key_digest))
     if known is not None:
         known.answering_until = time.time() + for_s if for_s else 0.0
 

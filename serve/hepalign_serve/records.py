@@ -129,10 +129,6 @@ class Records:
         self._readers = sessionmaker(self.engine, expire_on_commit=False)
         self._writers = sessionmaker(self.engine.execution_options(write=True), expire_on_commit=False)
 
-    def create(self) -> None:
-        """Makes the tables of an empty database."""
-        Base.metadata.create_all(self.engine)
-
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction: committed at the end, rolled back on any error."""

@@ -20,7 +20,7 @@ import ray
 from ray import serve
 
 from hepalign.errors import WorkFailedError
-from hepalign_serve import sites
+from hepalign_serve import schema, sites
 from hepalign_serve.deployments import compose
 from hepalign_serve.pipeline import HepalignPipeline, Pipeline
 from hepalign_serve.records import Records
@@ -85,12 +85,12 @@ def _settled(settings: Settings) -> Settings:
 
 
 def prepare(settings: Settings) -> Records:
-    """Makes the data folder and the tables where they are missing."""
+    """Makes the data folder, and brings the database to this version's tables."""
     settings.data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in ("cases", "incoming", "releases"):
         (settings.data_folder / name).mkdir(exist_ok=True)
     records = Records(settings.database)
-    records.create()
+    schema.upgrade(records.engine)
     return records
 
 

@@ -15,6 +15,7 @@ from served import OTHER_SITE, Served, problem
 from hepalign_serve import audit, sites
 from hepalign_serve.problems import RequestError
 from hepalign_serve.records import Records
+from hepalign_serve.schema import upgrade
 from hepalign_serve.settings import Oidc
 
 
@@ -37,7 +38,7 @@ def test_fault_46_no_or_wrong_key(served: Served) -> None:
 @pytest.fixture
 def gate(tmp_path: Path) -> tuple[sites.Gate, ec.EllipticCurvePrivateKey]:
     records = Records(f"sqlite:///{tmp_path / 'db'}")
-    records.create()
+    upgrade(records.engine)
     sites.add_site(records, "clinic")
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

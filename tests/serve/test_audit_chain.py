@@ -10,12 +10,13 @@ import pytest
 from hepalign_serve.audit import Audit, AuditBrokenError, export, verify
 from hepalign_serve.problems import RequestError
 from hepalign_serve.records import AuditLine, Records
+from hepalign_serve.schema import upgrade
 
 
 @pytest.fixture
 def records(tmp_path: Path) -> Records:
     made = Records(f"sqlite:///{tmp_path / 'db'}")
-    made.create()
+    upgrade(made.engine)
     return made
 
 

@@ -10,13 +10,14 @@ import pytest
 from hepalign_serve import work
 from hepalign_serve.problems import RequestError
 from hepalign_serve.records import Artifact, CaseRow, Job, Records, Site
+from hepalign_serve.schema import upgrade
 from hepalign_serve.settings import Limits
 
 
 @pytest.fixture
 def records(tmp_path: Path) -> Records:
     made = Records(f"sqlite:///{tmp_path / 'db'}")
-    made.create()
+    upgrade(made.engine)
     with made.write() as session:
         session.add(Site(id="a", created=0.0, revoked=None))
         session.flush()

@@ -1,0 +1,93 @@
+"""FAULTS 33: patient data never reaches logs, metrics, errors or the audit; and what metrics do say."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx2
+import pytest
+from served import Served, problem, small_ct
+
+CANARY = "Canary^Nightingale^19470211"
+
+
+@pytest.fixture(scope="module")
+def after_canaries(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """Everything that a caller can say, said with a patient's name in it."""
+    folder = tmp_path_factory.mktemp("canary")
+    said = quote(CANARY)
+    named = gzip.compress(b"\x5c\x01\0\0" + CANARY.encode() * 40)
+    headers = {"X-Request-ID": said, "User-Agent": said, "Referer": said, "Cookie": f"name={said}"}
+    with served.client() as client:
+        case = client.open_case()
+    calls = [
+        ("GET", f"/v1/cases/{said}", {}),
+        ("GET", f"/v1/jobs/{said}", {}),
+        ("GET", f"/{said}", {}),
+        ("GET", f"/v1/cases?name={said}", {}),
+        ("GET", f"/v1/cases/{case}/artifacts/{said}", {}),
+        ("PUT", f"/v1/cases/{case}/images/{said}", {"content": b"x"}),
+        ("PUT", f"/v1/cases/{case}/images/ict", {"content": named}),
+        ("PUT", f"/v1/cases/{case}/images/ict", {"content": small_ct(folder)}),
+        ("POST", "/v1/cases", {"json": {CANARY: CANARY}}),
+        ("POST", "/v1/cases", {"content": CANARY.encode()}),
+        ("POST", f"/v1/cases/{case}/guide", {"json": {"engine": CANARY}}),
+        ("POST", f"/v1/cases/{case}/guide", {"json": {"plan": CANARY}}),
+    ]
+    for method, path, words in calls:
+        more = {"Idempotency-Key": said} if path.endswith("guide") else {}
+        answer = served.call(method, path, headers=headers | more, **words)
+        if answer.status_code >= 400:
+            assert CANARY not in answer.text
+            assert said not in answer.text
+            problem(answer, answer.status_code, answer.json()["code"])
+    time.sleep(2.5)
+    return served
+
+
+def scraped(served: Served) -> str:
+    return httpx2.get(f"http://127.0.0.1:{served.settings.metrics_port}/metrics").text
+
+
+def test_fault_33_no_canary_in_logs(after_canaries: Served) -> None:
+    files = list((after_canaries.data_folder / "logs").iterdir())
+    assert len(files) == 6
+    written = "".join(path.read_text() for path in files)
+    assert '"route": "/v1/cases/{case_id}"' in written
+    for word in (CANARY, quote(CANARY), "Nightingale"):
+        assert word not in written
+
+
+def test_fault_33_no_canary_in_the_metrics(after_canaries: Served) -> None:
+    text = scraped(after_canaries)
+    assert 'hepalign_requests_total{method="GET",route="/v1/cases/{case_id}",status="404"}' in text
+    assert "Nightingale" not in text
+
+
+def test_fault_33_no_canary_in_the_books(after_canaries: Served) -> None:
+    with after_canaries.records.engine.connect() as connection:
+        for table in ("audit", "jobs", "images", "cases", "idempotency"):
+            rows = connection.exec_driver_sql(f"select * from {table}").fetchall()
+            assert "Nightingale" not in str(rows)
+
+
+def test_metrics_tell_of_jobs_and_the_release(after_canaries: Served) -> None:
+    after_canaries.planned_case()
+    time.sleep(1.5)
+    text = scraped(after_canaries)
+    assert 'hepalign_jobs_total{kind="plan",outcome="succeeded"}' in text
+    assert 'hepalign_step_seconds_bucket{kind="plan"' in text
+    assert "hepalign_release{" in text
+    assert after_canaries.call("GET", "/metrics").status_code == 404
+
+
+def test_nothing_listens_wider_than_asked(served: Served) -> None:
+    ports = {served.settings.port, served.settings.metrics_port}
+    listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    addresses = {
+        words[1].split(":")[0] for words in listening if int(words[1].split(":")[1], 16) in ports and words[3] == "0A"
+    }
+    assert addresses == {"0100007F"}
