@@ -28,6 +28,7 @@ def client(uri: str | None = None) -> MlflowClient:
     """A client that gives up within seconds instead of MLflow's minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     chosen = uri or tracking_uri()
     if chosen.startswith(SQLITE):

@@ -19,6 +19,8 @@ import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
 
 from hepalign.errors import BadInputError, HepalignError, WorkFailedError
 from hepalign.inference.bundle import RELEASE_FILE, STAGES, build_bundle
@@ -125,6 +127,9 @@ def pack(folder: Path, target: Path) -> None:
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
         artifacts={"release": str(folder)},
         pip_requirements=["hepalign"],
+        signature=ModelSignature(
+            Schema([ColSpec("string", "cohort"), ColSpec("string", "case"), ColSpec("string", "out", required=False)])
+        ),
     )
 
 
@@ -296,7 +301,7 @@ def _fetch_gate(api: MlflowClient, version: ModelVersion, folder: Path) -> None:
     """Put the gate report, which was made after the release, beside the fetched release."""
     stored = folder / GATE_FILE
     passed = stored.is_file() and json.loads(stored.read_text()).get("passed")
-    if passed or version.tags.get("gate") != "passed" or not version.run_id:
+    if passed or "gate" not in version.tags or not version.run_id:
         return
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         Path(api.download_artifacts(version.run_id, GATE_FILE, scratch)).replace(stored)

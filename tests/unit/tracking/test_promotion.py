@@ -1,0 +1,209 @@
+"""Promotion, rollback and what refuses them; faults 69, 70, 82."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from hepalign.errors import BadInputError, HepalignError, UsageError, WorkFailedError
+from hepalign.inference.bundle import load_bundle
+from hepalign.tracking import ledger
+from hepalign.tracking.promotion import history, promote, rollback, verify_promotion
+from hepalign.tracking.registry import client
+from hepalign.tracking.releases import (
+    fetch_release,
+    list_releases,
+    register_release,
+    release_sha256,
+    resolve_release,
+    show_release,
+)
+from small_release import evaluation, small_release
+
+GOOD = {f"case-{n}": 2.0 + 0.1 * n for n in range(8)}
+WORSE = {case: value + 1.0 for case, value in GOOD.items()}
+POLICY = """
+split: test
+min_cases: 6
+thresholds:
+  - {pair: pCT-iCT, structure: liver, metric: tre_mm, at_most: 5.0}
+no_regression:
+  - {pair: pCT-iCT, structure: liver, metric: tre_mm, larger_is_better: false, tolerance: 0.5}
+"""
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    return path
+
+
+def put_forward(folder: Path, policy: Path, seed: int, tre_mm: dict[str, float] = GOOD) -> dict[str, object]:
+    release = small_release(folder / str(seed), seed)
+    judged = evaluation(folder / str(seed) / "evaluation", release, tre_mm)
+    return promote(str(release), evaluation=judged, policy=policy, reason=f"release {seed}", who="owner")
+
+
+def test_promote_serve_roll_back(mlflow: str, tmp_path: Path, policy: Path) -> None:
+    first = put_forward(tmp_path, policy, 1)
+    assert (first["entry"], first["version"], first["who"]) == (1, "1", "owner")
+    second = put_forward(tmp_path, policy, 2)
+    champion = fetch_release("models:/hepalign@champion", tmp_path / "serving")
+    assert load_bundle(champion).manifest["version"] == "2"
+    assert json.loads((champion / "gate.json").read_text())["passed"]
+
+    back = rollback(reason="2 drifts")
+    assert (back["entry"], back["version"], back["action"]) == (3, first["version"], "rollback")
+    assert load_bundle(resolve_release("models:/hepalign@champion")).manifest["version"] == "1"
+    assert [row["reason"] for row in history()] == ["2 drifts", "release 2", "release 1"]
+    assert verify_promotion("1", str(first["release_sha256"]))["entry"] == 1
+    with pytest.raises(WorkFailedError) as caught:
+        rollback(reason="again")
+    assert caught.value.code == "nothing_before"
+    with pytest.raises(WorkFailedError):
+        verify_promotion("2", str(second["release_sha256"]))
+
+
+def test_an_alias_moved_by_hand_is_refused(mlflow: str, tmp_path: Path, policy: Path) -> None:
+    put_forward(tmp_path, policy, 1)
+    version = register_release(small_release(tmp_path / "2", 2))
+    client().set_registered_model_alias("hepalign", "champion", version)
+    with pytest.raises(WorkFailedError, match="by hand") as caught:
+        resolve_release("models:/hepalign@champion")
+    assert caught.value.code == "unpromoted_champion"
+    # naming the version does not get round the gate either
+    with pytest.raises(WorkFailedError) as caught:
+        fetch_release(f"models:/hepalign/{version}", tmp_path / "serving")
+    assert caught.value.code == "unpromoted_release"
+
+
+def test_a_folder_is_served_only_with_its_own_gate_report(mlflow: str, tmp_path: Path, policy: Path) -> None:
+    release = small_release(tmp_path / "1", 1)
+    with pytest.raises(WorkFailedError) as caught:
+        resolve_release(str(release), verify=True)
+    assert caught.value.code == "unpromoted_release"
+    promote(str(release), evaluation=evaluation(tmp_path / "e", release, GOOD), policy=policy, reason="good")
+    assert resolve_release(str(release), verify=True) == release
+    other = small_release(tmp_path / "2", 2)
+    (other / "gate.json").write_bytes((release / "gate.json").read_bytes())
+    with pytest.raises(WorkFailedError):
+        resolve_release(str(other), verify=True)
+
+
+def test_the_gate_refuses_a_regression_and_says_so(mlflow: str, tmp_path: Path, policy: Path) -> None:
+    put_forward(tmp_path, policy, 1)
+    with pytest.raises(WorkFailedError, match="not behind the champion") as caught:
+        put_forward(tmp_path, policy, 2, WORSE)
+    assert caught.value.code == "gate_failed"
+    assert [row["gate"] for row in list_releases()] == ["refused", "passed"]
+    assert show_release("models:/hepalign/2")["gate"]["passed"] is False
+    assert show_release("models:/hepalign@champion")["version"] == "1"
+
+
+def test_promotion_needs_this_releases_evaluation_and_a_reason(mlflow: str, tmp_path: Path, policy: Path) -> None:
+    release, other = small_release(tmp_path / "1", 1), small_release(tmp_path / "2", 2)
+    judged = evaluation(tmp_path / "e", other, GOOD)
+    with pytest.raises(BadInputError) as caught:
+        promote(str(release), evaluation=judged, policy=policy, reason="good")
+    assert caught.value.code == "evaluation_mismatch"
+    with pytest.raises(UsageError):
+        promote(str(other), evaluation=judged, policy=policy, reason=" ")
+    with pytest.raises(UsageError):
+        promote(str(other), evaluation=None, policy=policy, reason="good")
+    assert history() == []
+
+
+def test_fault_70_altered_weights_are_refused_and_the_old_release_stays(
+    mlflow: str, tmp_path: Path, policy: Path
+) -> None:
+    put_forward(tmp_path, policy, 1)
+    champion = resolve_release("models:/hepalign@champion")
+    weights = champion / "inpainting.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BadInputError) as caught:
+        load_bundle(champion)
+    assert caught.value.code == "weights_digest"
+    assert load_bundle(fetch_release("models:/hepalign@champion", tmp_path / "elsewhere")).manifest["version"] == "1"
+
+
+def test_fault_69_promotion_fails_cleanly_when_mlflow_is_down(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = small_release(tmp_path / "1", 1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(WorkFailedError, match="nothing was changed") as caught:
+        promote(str(release), evaluation=evaluation(tmp_path / "e", release, GOOD), policy=policy, reason="good")
+    assert caught.value.code == "tracking_unreachable"
+    assert not (release / "gate.json").exists()
+
+
+def test_the_history_shows_tampering(mlflow: str, tmp_path: Path, policy: Path) -> None:
+    put_forward(tmp_path, policy, 1)
+    put_forward(tmp_path, policy, 2)
+    api = client()
+    entry = api.get_experiment_by_name("hepalign/history/1")
+    assert entry is not None
+    api.set_experiment_tag(entry.experiment_id, "who", "somebody else")
+    with pytest.raises(WorkFailedError) as caught:
+        ledger.entries(api)
+    assert caught.value.code == "ledger_broken"
+
+
+def _promote_in_a_process(release: str, judged: str, policy: str, ready: object, told: object) -> None:
+    ready.wait()  # type: ignore[attr-defined]
+    try:
+        entry = promote(release, evaluation=Path(judged), policy=Path(policy), reason="at once")
+        told.put(("won", entry["version"]))  # type: ignore[attr-defined]
+    except HepalignError as error:
+        told.put((error.code, error.status))  # type: ignore[attr-defined]
+
+
+def test_fault_82_of_two_promotions_at_once_one_wins(mlflow: str, tmp_path: Path, policy: Path) -> None:
+    """Both read the same history, then both take the next entry: the name can be taken once."""
+    api = client()
+    for seed in (1, 2):
+        register_release(small_release(tmp_path / str(seed), seed))
+    seen_by_both = ledger.entries(api)
+    taken = [
+        _append(api, seen_by_both, version, release_sha256(tmp_path / version / "release")) for version in ("1", "2")
+    ]
+    assert taken == ["1", "promotion_conflict"]
+    assert [entry.version for entry in ledger.entries(api)] == ["1"]
+
+
+def _append(api: object, seen: list[ledger.Entry], version: str, digest: str) -> str:
+    try:
+        return ledger.append(
+            api, seen, action="promote", version=version, release_sha256=digest, gate_sha256="", reason="x", who="y"
+        ).version  # type: ignore[arg-type]
+    except WorkFailedError as error:
+        assert error.status == 409
+        return error.code
+
+
+@pytest.mark.slow
+def test_fault_82_many_promotions_at_once_leave_an_unbroken_history(mlflow: str, tmp_path: Path, policy: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, told = context.Event(), context.Queue()
+    workers = []
+    for seed in range(3):
+        release = small_release(tmp_path / str(seed), seed)
+        judged = evaluation(tmp_path / f"e{seed}", release, GOOD)
+        arguments = (str(release), str(judged), str(policy), ready, told)
+        workers.append(context.Process(target=_promote_in_a_process, args=arguments))
+    for worker in workers:
+        worker.start()
+    ready.set()
+    outcomes = [told.get(timeout=240) for _ in workers]
+    for worker in workers:
+        worker.join()
+    won = [outcome for outcome in outcomes if outcome[0] == "won"]
+    assert won
+    assert {outcome[0] for outcome in outcomes} <= {"won", "promotion_conflict"}
+    assert len(ledger.entries(client())) == len(won)
