@@ -7,10 +7,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, uniform_filter1d
 
 from hepalign.cases.phantom.lattice import smooth_noise
+from hepalign.image.geometry import Geometry
 
 Array = NDArray[np.float32]
 REFERENCE_VOXEL_MM = 2.8
 HU_RANGE = (-1024.0, 3071.0)
+AIR_HU = -1000.0
+TABLE_GAP_MM, TABLE_RADIUS_MM, TABLE_HALF_WIDTH_MM, TABLE_THICKNESS_MM = 5.0, 1200.0, 200.0, 32.0
+# Above air, at 2.8 mm voxels: a carbon shell of a millimetre and the foam in it.
+TABLE_SHELL_HU, TABLE_FOAM_HU = 850.0, 60.0
 
 
 def ct_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_hu: float, spacing_mm: float) -> Array:
@@ -29,6 +34,23 @@ def ct_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_hu: float, 
     return np.asarray(noise, np.float32)
 
 
+def add_table(image: Array, body: NDArray[np.bool_], geometry: Geometry) -> Array:
+    """A scanner's couch under the patient: a thin curved shell, a flat base, foam between; (D, H, W) HU."""
+    if not body.any():
+        return image
+    axes = [axis.astype(np.float32) for axis in np.ogrid[tuple(slice(0, n) for n in geometry.shape)]]
+    rows = geometry.affine.astype(np.float32)
+    x, y = (rows[r, 0] * axes[0] + rows[r, 1] * axes[1] + rows[r, 2] * axes[2] + rows[r, 3] for r in (0, 1))
+    lowest = float(y[:, np.flatnonzero(body.any(axis=(0, 2)))[0], :].min())
+    depth = (lowest - TABLE_GAP_MM) + x * x / TABLE_RADIUS_MM - y
+    across = np.abs(x) < TABLE_HALF_WIDTH_MM
+    blur = np.float32(geometry.spacing_mm[1])
+    shell = np.clip(1 - np.abs(depth) / blur, 0, 1) + np.clip(1 - np.abs(depth - TABLE_THICKNESS_MM) / blur, 0, 1)
+    foam = (depth > 0) & (depth < TABLE_THICKNESS_MM)
+    couch = AIR_HU + np.maximum(TABLE_SHELL_HU * np.minimum(shell, 1), TABLE_FOAM_HU * foam)
+    return np.asarray(np.where(across & ~body, np.maximum(image, couch), image), np.float32)
+
+
 def store_hu(image: Array) -> NDArray[np.int16]:
     """Rounds to the integers a CT file holds, within the scanner's range."""
     return np.clip(np.rint(image), *HU_RANGE).astype(np.int16)
@@ -43,7 +65,7 @@ def coil_shading(rng: np.random.Generator, shape: tuple[int, int, int], strength
         low = np.minimum(positions.astype(int), 6)
         share = (positions - low).astype(np.float32)
         share = share * share * (3 - 2 * share)
-        expand = [None] * 3
+        expand: list[slice | None] = [None] * 3
         expand[axis] = slice(None)
         field = (
             np.take(field, low, axis) * (1 - share[tuple(expand)])

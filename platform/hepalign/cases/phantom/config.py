@@ -32,6 +32,8 @@ class PhantomConfig(BaseModel):
     steatosis_share: float = Field(0.2, ge=0, le=1)
     ct_noise_hu: Range = Field((8.0, 18.0), description="standard deviation at 2.8 mm voxels")
     mr_noise: Range = Field((0.01, 0.035), description="Rician sigma over the brightest soft tissue")
+    mr_slice_mm: Range = Field((3.0, 6.0), description="slice thickness of the pMR")
+    mr_shading: Range = Field((0.05, 0.3), description="deviation of the logarithm of the coil's bias field")
     grids: Literal["shared", "clinical"] = Field(
         "shared", description="one grid for all, or a thick oblique pMR and an iCT 150 mm short in z"
     )

@@ -65,9 +65,18 @@ def _nodes_of(lattice: Lattice) -> Array:
     return indices * np.float32(lattice.step_mm) + lattice.origin_mm.astype(np.float32)[:, None, None, None]
 
 
-def solve_shift(displacement: Lattice, targets: Array, guess: Lattice | None, iterations: int) -> Array:
+def inverse(displacement: Lattice) -> Lattice:
+    """The displacement that undoes another, exact at the nodes (fixed-point iteration, Chen et al. 2008)."""
+    nodes = _nodes_of(displacement)
+    back = -displacement.values
+    for _ in range(12):
+        back = -displacement.read(nodes + back)
+    return Lattice(back, displacement.origin_mm, displacement.step_mm)
+
+
+def solve_shift(displacement: Lattice, targets: Array, guess: Lattice, iterations: int) -> Array:
     """Points p with `p + displacement(p) = targets`, by fixed-point iteration from `targets + guess(targets)`."""
-    points = targets - displacement.read(targets) if guess is None else targets + guess.read(targets)
+    points = targets + guess.read(targets)
     for _ in range(iterations):
         points = targets - displacement.read(points)
     return points

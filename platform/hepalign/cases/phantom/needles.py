@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from hepalign.cases.phantom.shapes import cone
 from hepalign.image.geometry import Geometry
@@ -17,8 +18,13 @@ Distance = Callable[[Array], Array]
 
 SUBSAMPLES = 3
 OUTSIDE_SKIN_MM = 60.0
+# Beyond a needle's tip, along its axis, iCTs of ablations show this.
+EXTENSION_HU = (-155.0, -100.0)
+EXTENSION_CORE_MM = 3.0
 VISIBLE_ARTEFACT_HU = 60.0
-COVERED_SHARE = 0.9
+COVERED_SHARE = 0.95
+EXTENSION_REACH_MM = (15.0, 60.0)
+MASK_RADIUS_MM = (7.0, 16.0)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,12 @@ class Needle:
     tip: Point
     tail: Point
     radius_mm: float
+
+    @property
+    def heading(self) -> Point:
+        """Unit vector from the skin to the tip and on."""
+        direction: Point = (self.tip - self.tail) / np.linalg.norm(self.tip - self.tail)
+        return direction
 
 
 def draw_needles(
@@ -94,10 +106,31 @@ def metal_share(needles: list[Needle], geometry: Geometry) -> Array:
     return share
 
 
+def damp_streaks(rng: np.random.Generator, difference: Array, needles: list[Needle], geometry: Geometry) -> Array:
+    """The artefact as a scanner that filters starved rays shows it: -100 to -155 HU in a needle's extension.
+
+    Only artefacts that are stronger are damped, and only away from the metal itself.
+    """
+    points = grid_points(geometry)
+    along = np.full(geometry.shape, np.inf, np.float32)
+    metal = along.copy()
+    for needle in needles:
+        along = np.minimum(along, cone(points, needle.tip + 4 * needle.heading, needle.tip + 16 * needle.heading, 0, 0))
+        metal = np.minimum(metal, cone(points, needle.tip, needle.tail, 0, 0))
+    extension = (along < EXTENSION_CORE_MM) & (metal > EXTENSION_CORE_MM)
+    depth_hu = float(difference[extension].mean()) if extension.any() else 0.0
+    wanted_hu = float(rng.uniform(*EXTENSION_HU))
+    if depth_hu > wanted_hu:
+        return difference
+    keep = np.clip((2.5 * EXTENSION_CORE_MM - metal) / EXTENSION_CORE_MM, 0, 1) * (difference > 0)
+    damping = np.float32(wanted_hu / depth_hu)
+    return np.asarray(difference * (damping + (1 - damping) * keep), np.float32)
+
+
 def coarse_mask(
     needles: list[Needle], difference: Array, body: NDArray[np.bool_], geometry: Geometry
 ) -> NDArray[np.bool_]:
-    """Capsules about the needles and their extension, just wide enough for 90 % of the artefact one sees near them.
+    """What an operator would draw: capsules along the needles and on past their tips, as wide as what one sees.
 
     Args:
         needles: in the iCT's world.
@@ -105,16 +138,37 @@ def coarse_mask(
         body: voxels of the patient.
         geometry: the iCT's grid.
     """
-    points = np.ascontiguousarray(np.moveaxis(geometry.grid_mm(), -1, 0), dtype=np.float32)
-    distance = np.full(geometry.shape, np.inf, np.float32)
+    points = grid_points(geometry)
+    visible = (np.abs(gaussian_filter(difference, 0.7)) > VISIBLE_ARTEFACT_HU) & body
+    mask = np.zeros(geometry.shape, bool)
     for needle in needles:
-        heading = (needle.tip - needle.tail) / np.linalg.norm(needle.tip - needle.tail)
-        distance = np.minimum(distance, cone(points, needle.tip + 24 * heading, needle.tail, 0.0, 0.0))
-    visible = (np.abs(difference) > VISIBLE_ARTEFACT_HU) & body & (distance < 24)
-    seen = distance[visible]
-    reach = float(np.quantile(seen, COVERED_SHARE)) if seen.size else 0.0
-    radius = float(np.clip(reach + 2, 8.0, 18.0))
-    return (distance < radius) & body
+        shaft = cone(points, needle.tip, needle.tail, 0.0, 0.0)
+        past = np.tensordot(needle.heading.astype(np.float32), points, axes=1) - np.float32(needle.heading @ needle.tip)
+        ahead = past[visible & (shaft < past + 8) & (past > 0)]
+        reach = (
+            float(np.clip(np.quantile(ahead, COVERED_SHARE), *EXTENSION_REACH_MM))
+            if ahead.size
+            else EXTENSION_REACH_MM[0]
+        )
+        distance = cone(points, needle.tip + reach * needle.heading, needle.tail, 0.0, 0.0)
+        beside = distance[visible & (distance < MASK_RADIUS_MM[1])]
+        radius = (
+            float(np.clip(np.quantile(beside, COVERED_SHARE) + 2, *MASK_RADIUS_MM))
+            if beside.size
+            else MASK_RADIUS_MM[0]
+        )
+        mask |= distance < radius
+    return mask
+
+
+def grid_points(geometry: Geometry) -> Array:
+    """World positions of the voxels, (3, D, H, W)."""
+    i, j, k = (np.arange(n, dtype=np.float64) for n in geometry.shape)
+    points = np.empty((3, *geometry.shape), np.float32)
+    for axis, row in enumerate(geometry.affine[:3]):
+        plane = (row[0] * i[:, None] + row[1] * j[None, :]).astype(np.float32)
+        np.add(plane[:, :, None], (row[2] * k + row[3]).astype(np.float32), out=points[axis])
+    return points
 
 
 def _box(needle: Needle, geometry: Geometry, margin_mm: float) -> tuple[slice, ...] | None:

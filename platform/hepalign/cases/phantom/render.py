@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hepalign.cases.phantom.anatomy import Anatomy, Organ
+from hepalign.cases.phantom.anatomy import Anatomy
+from hepalign.cases.phantom.draft import Organ
 from hepalign.cases.phantom.tissues import Look
 
 Array = NDArray[np.float32]
@@ -26,6 +27,7 @@ class Painter:
 
     def __init__(self, anatomy: Anatomy, points: Array, spacing_mm: float, looks: Sequence[Look]) -> None:
         wobble = anatomy.wobble.read(points)
+        self.anatomy = anatomy
         self.points = points + wobble[:3]
         self.texture = wobble[3] * np.float32(0.6) + wobble[4] * np.float32(0.8)
         self.spacing_mm = spacing_mm
@@ -50,11 +52,11 @@ class Painter:
             slices.append(slice(max(0, (hit[0] - 1) * BOX_STRIDE), (hit[-1] + 1) * BOX_STRIDE + 1))
         return tuple(slices)
 
-    def paint(self, organ: Organ) -> None:
-        """Lays an organ over the images, its border blended over one voxel."""
+    def paint(self, organ: Organ) -> tuple[tuple[slice, ...], NDArray[np.bool_]] | None:
+        """Lays an organ over the images, its border blended over one voxel; returns its box and voxels there."""
         box = self.box(organ)
         if box is None:
-            return
+            return None
         distance = organ.distance(self.points[(slice(None), *box)])
         share = np.clip(np.float32(0.5) - distance / np.float32(self.spacing_mm), 0, 1)
         for image, look in zip(self.images, self.looks, strict=True):
@@ -63,6 +65,11 @@ class Painter:
             target = value + np.float32(texture) * self.texture[box] if texture else value
             part = image[box]
             part += share * (target - part)
+        return box, distance < 0
+
+    def body(self) -> NDArray[np.bool_]:
+        """Voxels of the patient."""
+        return self.anatomy.body(self.points) < 0
 
     def mask(self, organ: Organ) -> NDArray[np.bool_]:
         """Voxels whose centre lies in the organ."""
@@ -71,9 +78,3 @@ class Painter:
         if box is not None:
             mask[box] = organ.distance(self.points[(slice(None), *box)]) < 0
         return mask
-
-
-def paint_all(painter: Painter, organs: Sequence[Organ]) -> None:
-    """Paints the organs in order."""
-    for organ in organs:
-        painter.paint(organ)

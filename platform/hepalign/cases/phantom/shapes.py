@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,7 +40,7 @@ def cone(points: Array, start: ArrayLike, end: ArrayLike, start_radius: float, e
 def tube(points: Array, path: Sequence[ArrayLike], radius: float) -> Array:
     """A tube of one radius along a polygon."""
     distance = cone(points, path[0], path[1], radius, radius)
-    for start, end in zip(path[1:-1], path[2:], strict=True):
+    for start, end in pairwise(path[1:]):
         distance = np.minimum(distance, cone(points, start, end, radius, radius))
     return distance
 
@@ -52,6 +53,7 @@ def smooth_union(first: Array, second: Array, blend_mm: float) -> Array:
 
 
 def smooth_intersection(first: Array, second: Array, blend_mm: float) -> Array:
+    """What both have in common."""
     return -smooth_union(-first, -second, blend_mm)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def grow(
         radius_mm: of the stem.
         margin_mm: branches end at least this deep inside the organ.
     """
-    branches = [Branch(a, b, radius_mm, radius_mm) for a, b in zip(stem[:-1], stem[1:], strict=True)]
+    branches = [Branch(a, b, radius_mm, radius_mm) for a, b in pairwise(stem)]
     bifurcations: list[Point] = []
     tips = [(stem[-1], _unit(stem[-1] - stem[-2]), radius_mm)]
     while tips:

