@@ -6,6 +6,8 @@ torch's global generator, which other threads and the training loop use.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.ndimage
 import torch
@@ -68,20 +70,35 @@ def smooth_warp(rng: np.random.Generator, shape: Shape, amplitude_voxels: float,
     return (warp * (amplitude_voxels / peak)).permute(1, 2, 3, 0).contiguous()
 
 
-def sampled(image: NDArray[np.generic], indices: Tensor, *, outside: float = 0.0) -> Tensor:
+def sampled(image: NDArray[np.generic], indices: Tensor, *, outside: float | Sequence[float] = 0.0) -> Tensor:
     """Linear interpolation of (D, H, W) or (C, D, H, W) at indices [d, h, w, 3], float32 [C, d, h, w].
 
-    Only the box that the indices touch is read, so a small patch of a memory-mapped image is cheap.
+    Only the box that the indices touch is read, so a small patch of a memory-mapped image is cheap; images that are
+    read at the same places are read fastest as channels of one.
+
+    Args:
+        image: one channel or more.
+        indices: continuous indices, the image of a grid under a continuous one-to-one map.
+        outside: the value outside the image, one for all channels or one each.
     """
     channels = image if image.ndim == 4 else image[None]
     size = np.asarray(channels.shape[1:])
-    flat = indices.reshape(-1, 3)
-    low = np.clip(np.floor(flat.amin(dim=0).numpy()).astype(int) - 1, 0, size - 1)
-    high = np.clip(np.ceil(flat.amax(dim=0).numpy()).astype(int) + 2, low + 1, size)
+    ends = _extremes(indices)
+    low = np.clip(np.floor(ends[0]).astype(int) - 1, 0, size - 1)
+    high = np.clip(np.ceil(ends[1]).astype(int) + 2, low + 1, size)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    part = torch.from_numpy(np.array(channels[(slice(None), *box)], dtype=np.float32))[None]
+    part = torch.from_numpy(np.array(channels[(slice(None), *box)], dtype=np.float32))
     at = indices - torch.from_numpy(low.astype(np.float32))
-    return sample_grid(part - outside, at[None], padding="zeros")[0] + outside
+    beyond = torch.tensor(outside, dtype=torch.float32).reshape(-1, 1, 1, 1)
+    return sample_grid((part - beyond)[None], at[None], padding="zeros")[0] + beyond
+
+
+def _extremes(indices: Tensor) -> NDArray[np.float32]:
+    """Lowest and highest index along each axis, (2, 3): a one-to-one map takes them on the grid's faces."""
+    faces = [indices.select(axis, end).reshape(-1, 3) for axis in range(3) for end in (0, -1)]
+    low, high = torch.cat(faces).aminmax(dim=0)
+    ends: NDArray[np.float32] = torch.stack([low, high]).numpy()
+    return ends
 
 
 def contrast(rng: np.random.Generator, image: Tensor, strength: float) -> Tensor:
@@ -95,13 +112,17 @@ def contrast(rng: np.random.Generator, image: Tensor, strength: float) -> Tensor
 def bias_field(rng: np.random.Generator, image: Tensor, strength: float) -> Tensor:
     """A receive-coil bias over a unit-scale MR image [C, D, H, W] (TorchIO's third-order polynomial)."""
     coefficients = rng.uniform(-strength, strength, 20).tolist()
-    return (_applied(tio.BiasField(coefficients=coefficients, order=3), (image + 1) / 2) * 2 - 1).clamp(-1, 1)
+    # a polynomial of the third order loses nothing on a coarse grid
+    coarse = torch.ones(1, *(max(n // 4, 2) for n in image.shape[1:]))
+    bias = _applied(tio.BiasField(coefficients=coefficients, order=3), coarse)
+    fine = F.interpolate(bias[None], size=image.shape[1:], mode="trilinear", align_corners=True)[0]
+    return ((image + 1) * fine - 1).clamp(-1, 1)
 
 
 def _applied(transform: tio.Transform, image: Tensor) -> Tensor:
     # calling the transform itself would draw from the global generator, whether to apply it at all
-    subject = transform.apply_transform(tio.Subject(image=tio.ScalarImage(tensor=image)))
-    data: Tensor = subject["image"].data
+    subject = tio.Subject(image=tio.ScalarImage(tensor=image))  # type: ignore[no-untyped-call]
+    data: Tensor = transform.apply_transform(subject).get_first_image().data
     return data
 
 

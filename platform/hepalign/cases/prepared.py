@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Arrays = dict[str, NDArray[np.generic]]
 
 # Part of every key: raise it when the making of any prepared array changes.
-PREPARED_VERSION = 1
+PREPARED_VERSION = 2
 
 
 def cache_folder() -> Path:

@@ -195,11 +195,8 @@ class _RegistrationSamples:
             back = mapped(_inverse(common @ jitter), target)
             field = (back - index_grid(self._config.shape)).permute(3, 0, 1, 2).contiguous()
         return {
-            "moving": sampled(arrays["moving"], moving_at, outside=-1.0),
-            "fixed": sampled(arrays["fixed"], at, outside=-1.0),
-            "fixed_mask": _binary(sampled(arrays["fixed_mask"], at)),
-            "moving_liver": _binary(sampled(arrays["moving_liver"], moving_at)),
-            "fixed_liver": _binary(sampled(arrays["fixed_liver"], at)),
+            **_images(arrays, "fixed", at),
+            **_images(arrays, "moving", moving_at),
             "has_liver": torch.tensor(bool(arrays["has_liver"][0])),
             "field": field,
             "has_field": torch.tensor(known),
@@ -213,12 +210,11 @@ class _RegistrationSamples:
         peak = config.warp_mm / config.spacing_mm * rng.uniform(0.2, 1.0)
         field = smooth_warp(rng, config.shape, peak, config.warp_period_mm / config.spacing_mm)
         warped_at = mapped(common, index_grid(config.shape) + field)
+        moving = _images(arrays, "fixed", at)
         return {
-            "moving": sampled(arrays["fixed"], at, outside=-1.0),
-            "fixed": sampled(arrays["fixed"], warped_at, outside=-1.0),
-            "fixed_mask": _binary(sampled(arrays["fixed_mask"], warped_at)),
-            "moving_liver": _binary(sampled(arrays["fixed_liver"], at)),
-            "fixed_liver": _binary(sampled(arrays["fixed_liver"], warped_at)),
+            **_images(arrays, "fixed", warped_at),
+            "moving": moving["fixed"],
+            "moving_liver": moving["fixed_liver"],
             "has_liver": torch.tensor(bool(arrays["has_liver"][0])),
             "field": field.permute(3, 0, 1, 2).contiguous(),
             "has_field": torch.tensor(True),
@@ -235,8 +231,12 @@ class _RegistrationSamples:
         return prepared(prepared_key(digests, recipe), lambda: _PairMaker(source, self._config).arrays())
 
 
-def _binary(image: Tensor) -> Tensor:
-    return (image > 0.5).float()
+def _images(arrays: Arrays, side: str, at: Tensor) -> dict[str, Tensor]:
+    """Image, liver and (of the fixed image) valid mask at indices, each [1, D, H, W]."""
+    found = sampled(arrays[side], at, outside=(-1.0, 0.0, 0.0)[: len(arrays[side])])
+    names = (side, f"{side}_liver", f"{side}_mask")[: len(found)]
+    masks = (found[1:] > 0.5).float()
+    return dict(zip(names, (found[:1], *masks[:, None]), strict=True))
 
 
 def _held(indices: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -261,17 +261,17 @@ class _PairMaker:
         if config.prealign and source.pair != "single":
             inside = resample(bodies[0], grid, mode="nearest").as_mask()
             affine = _best_affine(truth, inside) if truth is not None else _centring(livers, bodies)
+        fixed_channels = [
+            self._unit(source.fixed, fixed, grid),
+            _on_grid(livers[0], np.eye(4), grid),
+            self._valid(fixed, grid),
+        ]
+        moving_channels = [self._unit(source.moving, _moved(moving, affine), grid), _on_grid(livers[1], affine, grid)]
         arrays: Arrays = {
-            "fixed": self._unit(source.fixed, fixed, grid),
-            "moving": self._unit(source.moving, _moved(moving, affine), grid),
-            "fixed_mask": self._valid(source.fixed, fixed, grid, np.eye(4)),
+            "fixed": np.stack(fixed_channels).astype(np.float16),
+            "moving": np.stack(moving_channels).astype(np.float16),
             "has_liver": np.array([all(liver is not None for liver in livers)]),
         }
-        for side, liver, turn in (("fixed", livers[0], np.eye(4)), ("moving", livers[1], affine)):
-            known = (
-                resample(_moved(liver, turn), grid, mode="nearest", fill=0).as_mask() if liver else np.zeros(grid.shape)
-            )
-            arrays[f"{side}_liver"] = known.astype(np.uint8)
         if truth is not None:
             points = grid.grid_mm()
             back = linear.apply(_inverse(affine), points + truth.vectors)
@@ -302,7 +302,7 @@ class _PairMaker:
         field = source.cohort.field(source.case, source.truth)
         return invert(field, grid) if source.pair == "pct_from_ict" else resample_field(field, grid)
 
-    def _unit(self, name: str, volume: Volume, grid: Geometry) -> NDArray[np.float16]:
+    def _unit(self, name: str, volume: Volume, grid: Geometry) -> NDArray[np.float32]:
         if name == "pmr":
             scaled, _ = normalise_mr(volume)
             unit = resample(volume.with_data(scaled), grid, fill=-1.0).as_float()
@@ -311,15 +311,23 @@ class _PairMaker:
         if self._source.pair == "single":
             # both images of a synthetic pair come from this one: its voxel noise must not be there to lock on to
             unit = gaussian_filter(unit, SINGLE_BLUR_VOXELS)
-        return unit.astype(np.float16)
+        return unit
 
-    def _valid(self, name: str, volume: Volume, grid: Geometry, affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """1 where the image was scanned and no probe hides it."""
-        seen = volume.with_data(_scanned(volume.geometry, name, self._source.case).astype(np.uint8))
-        valid = resample(_moved(seen, affine), grid, mode="nearest", fill=0).as_mask()
-        if name == "ict" and self._source.case.has(PROBE):
-            valid &= ~resample(_moved(self._hole(), affine), grid, mode="nearest", fill=0).as_mask()
-        return valid.astype(np.uint8)
+    def _valid(self, fixed: Volume, grid: Geometry) -> NDArray[np.bool_]:
+        """Where the fixed image was scanned and no probe hides it."""
+        name, case = self._source.fixed, self._source.case
+        seen = fixed.with_data(_scanned(fixed.geometry, name, case).astype(np.uint8))
+        valid = resample(seen, grid, mode="nearest", fill=0).as_mask()
+        if name == "ict" and case.has(PROBE):
+            valid &= ~_on_grid(self._hole(), np.eye(4), grid)
+        return valid
+
+
+def _on_grid(mask: Volume | None, affine: NDArray[np.float64], grid: Geometry) -> NDArray[np.bool_]:
+    """A mask, seen through a fixed-to-moving world map, on a grid; nothing where there is none."""
+    if mask is None:
+        return np.zeros(grid.shape, bool)
+    return resample(_moved(mask, affine), grid, mode="nearest", fill=0).as_mask()
 
 
 def _scanned(geometry: Geometry, name: str, case: Case) -> NDArray[np.bool_]:
