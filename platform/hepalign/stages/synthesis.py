@@ -235,12 +235,11 @@ def edge_drift(source: Tensor, result: Tensor) -> float:
     noise does not count; contrast may be inverted. [B, 1, D, H, W] each.
     """
     first, second = _gradients(source.float()), _gradients(result.float())
-    strength = first.square().sum(1)
-    edge = strength.mean().sqrt()
+    strength, other = first.square().sum(1), second.square().sum(1)
     aligned = (first * second).sum(1).square()
-    cosine = aligned / (strength * second.square().sum(1) + 1e-4 * edge.square() + 1e-8)
-    weight = strength.sqrt()
-    return float(1 - (cosine * weight).sum() / weight.sum().clamp_min(1e-8))
+    # The added term keeps flat regions, where a gradient has no direction, from counting.
+    cosine = aligned / (strength * other + 1e-3 * strength.mean() * other.mean() + 1e-12)
+    return float(1 - (cosine * strength).sum() / strength.sum().clamp_min(1e-8))
 
 
 def _gradients(image: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 
 import pytest
@@ -54,30 +53,6 @@ def test_a_wrapped_network_is_saved_without_its_wrapper(tmp_path: Path) -> None:
     assert unwrap(Wrapper(net)) is net
     save_weights(Wrapper(net), CONFIG, tmp_path, "synthesis")
     assert load_weights(tmp_path, "synthesis").state_dict().keys() == net.state_dict().keys()
-
-
-def test_fault_70_another_digest_is_refused(saved: tuple[Path, str]) -> None:
-    folder, digest = saved
-    path = folder / "synthesis.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(BadInputError) as error:
-        load_weights(folder, "synthesis", digest)
-    assert code_of(error) == "weights_digest"
-
-
-@pytest.mark.parametrize("make", ["pickle", "torch"])
-def test_fault_70_a_pickle_is_refused_unread(saved: tuple[Path, str], make: str) -> None:
-    folder, _ = saved
-    path = folder / "synthesis.safetensors"
-    if make == "pickle":
-        path.write_bytes(pickle.dumps({"x": 1}))
-    else:
-        torch.save({"x": torch.zeros(1)}, path)
-    with pytest.raises(BadInputError) as error:
-        load_weights(folder, "synthesis")
-    assert code_of(error) == "weights_format"
 
 
 def test_missing_files_and_foreign_tensors_are_named(saved: tuple[Path, str]) -> None:
