@@ -122,8 +122,6 @@ def test_fault_28_deflated_is_refused_before_it_is_inflated(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.100", "1.2.840.10008.1.2.4.201", "1.2.3.4", "Doe^Jane"])
 def test_fault_28_unsupported_transfer_syntax(tmp_path: Path, syntax: str) -> None:
-    dataset = one(0)
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
     content = as_bytes(one(0))
     value = syntax.encode().ljust(len(syntax) + len(syntax) % 2, b"\0")
     old = b"UI\x14\x001.2.840.10008.1.2.1\0"
