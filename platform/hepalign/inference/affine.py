@@ -35,7 +35,9 @@ MAX_POINTS = 12_000
 # A step that gains less than this share of the cost is the last one.
 PLATEAU = 2e-3
 # Correlation above which the patient lies as before.
-SURE_SCORE = 0.8
+SURE_SCORE = 0.87
+# Voxels added around the fixed grid when the moving image is brought onto it.
+PADDING = 4
 AIR_UNIT = -0.6
 OUT_OF_VIEW_COST = 0.2
 # Boxes that share less than this part of the smaller one hold different anatomy, or one of them lies elsewhere.
@@ -57,23 +59,21 @@ class _Level:
     world: NDArray[np.float64]  # (N,3) points of the fixed image
     target: Tensor  # (N,C)
     weight: Tensor  # (N,1)
-    table: Tensor  # (d,h,w,4C): moving features, then their slopes along its axes
+    table: Tensor  # (d,h,w,4C+1): moving features, their slopes along its axes, 1 where there is an image
     to_index: NDArray[np.float64]  # moving world to moving voxel, 4 x 4
 
     def compare(self, points: NDArray[np.float64]) -> tuple[float, Tensor, Tensor]:
         """Mean cost, weighted residual (N,C) and weighted slope along the world's axes (N,C,3) at moved points."""
         indices = torch.from_numpy(points @ self.to_index[:3, :3].T + self.to_index[:3, 3]).float()
         channels = self.target.shape[1]
-        last = torch.tensor(self.table.shape[:3]) - 0.5
-        inside = ((indices >= -0.5) & (indices <= last)).all(1, keepdim=True)
-        root = (self.weight * inside).sqrt()
         values = Places(indices, self.table.shape).read(self.table)
+        root = (self.weight * values[:, -1:]).clamp_min(0).sqrt()
         residual = (self.target - values[:, :channels]) * root
         total = float(root.square().sum())
         cost = float(residual.square().sum()) / max(total * channels, 1e-6)
         # what slides out of view must not pay
         cost += OUT_OF_VIEW_COST * max(0.0, 0.5 - total / float(self.weight.sum()))
-        slope = values[:, channels:].reshape(-1, 3, channels) * root[:, None]
+        slope = values[:, channels:-1].reshape(-1, 3, channels) * root[:, None]
         return cost, residual, slope.transpose(1, 2) @ torch.from_numpy(self.to_index[:3, :3]).float()
 
 
@@ -96,14 +96,51 @@ def affine_start(
         BadInputError: `no_overlap` when the two fields of view do not meet.
     """
     require_overlap(moving.geometry, fixed.geometry)
-    fine = [coarsened(image, LEVELS_MM[1]) for image in (moving, fixed)]
-    levels = [_level(fine[0], fine[1], fixed_valid, spacing, window_hu) for spacing in LEVELS_MM]
-    starts = _search(fine[0], fine[1], window_hu)
-    refined = [_gauss_newton(levels[0], start, steps=STEPS[0], rigid=True) for start in starts]
-    best, _ = min(refined, key=lambda item: item[1])
-    best, _ = _gauss_newton(levels[0], best, steps=STEPS[0], rigid=False)
-    best, cost = _gauss_newton(levels[1], best, steps=STEPS[1], rigid=False)
-    return AffineStart(best, 1.0 - cost)
+    moving, fixed = (coarsened(image, LEVELS_MM[1]) for image in (moving, fixed))
+    best = min(
+        (_rigid(_Turned.of(moving, fixed, start, window_hu), fixed, fixed_valid, window_hu) for start in
+         _search(moving, fixed, window_hu)),
+        key=lambda found: found.cost,
+    )  # fmt: skip
+    matrix, _ = _gauss_newton(best.level, best.matrix, steps=STEPS[0], rigid=False)
+    fine = _level(best.turned, LEVELS_MM[1], fixed, fixed_valid, window_hu)
+    matrix, cost = _gauss_newton(fine, matrix, steps=STEPS[1], rigid=False)
+    return AffineStart(best.turned.start @ matrix, 1.0 - cost)
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """The moving image already resampled through a start, so that both images' MIND-SSC share their axes."""
+
+    unit: Tensor  # [1,1,d,h,w]
+    inside: Tensor
+    geometry: Geometry
+    start: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, moving: Volume, fixed: Volume, start: NDArray[np.float64], window_hu: tuple[float, float] | None
+    ) -> _Turned:
+        i, j, k = (n + 2 * PADDING for n in fixed.geometry.shape)
+        onto = fixed.geometry.crop((-PADDING, -PADDING, -PADDING), (i, j, k))
+        unit, geometry = _unit(moving, LEVELS_MM[1], window_hu)
+        values, inside = _resampled(unit, geometry, onto, start)
+        return cls(values[None, None], inside[None, None], onto, start)
+
+
+@dataclass(frozen=True)
+class _Rigid:
+    """A start refined rigidly at the coarse level."""
+
+    turned: _Turned
+    level: _Level
+    matrix: NDArray[np.float64]
+    cost: float
+
+
+def _rigid(turned: _Turned, fixed: Volume, valid: Volume | None, window_hu: tuple[float, float] | None) -> _Rigid:
+    level = _level(turned, LEVELS_MM[0], fixed, valid, window_hu)
+    return _Rigid(turned, level, *_gauss_newton(level, np.eye(4), steps=STEPS[0], rigid=True))
 
 
 def require_overlap(moving: Geometry, fixed: Geometry) -> None:
@@ -126,24 +163,26 @@ def _unit(volume: Volume, spacing_mm: float, window_hu: tuple[float, float] | No
 
 
 def _level(
-    moving: Volume, fixed: Volume, valid: Volume | None, spacing_mm: float, window_hu: tuple[float, float] | None
+    turned: _Turned, spacing_mm: float, fixed: Volume, valid: Volume | None, window_hu: tuple[float, float] | None
 ) -> _Level:
     fixed_unit, fixed_geometry = _unit(fixed, spacing_mm, window_hu)
-    moving_unit, moving_geometry = _unit(moving, spacing_mm, window_hu)
     weight = F.max_pool3d((fixed_unit > AIR_UNIT).float(), 3, stride=1, padding=1)
     if valid is not None:
         weight = weight * resized(_unit(valid, spacing_mm, None)[0], fixed_geometry.shape)
     keep = (weight[0, 0] > 0.05).nonzero()
     keep = keep[:: max(1, len(keep) // MAX_POINTS)]
     at = (keep[:, 0], keep[:, 1], keep[:, 2])
-    features = _features(moving_unit)[0]
+    factor = max(1.0, spacing_mm / LEVELS_MM[1])
+    i, j, k = (max(1, round(n / factor)) for n in turned.geometry.shape)
+    features = _features(resized(turned.unit, (i, j, k)))[0]
     slopes = torch.gradient(features, dim=(1, 2, 3))
+    inside = resized(turned.inside, (i, j, k))[0]
     return _Level(
         world=fixed_geometry.index_to_world(keep.numpy()),
         target=_features(fixed_unit)[0].permute(1, 2, 3, 0)[at],
         weight=weight[0, 0][at][:, None],
-        table=torch.cat([features, *slopes]).permute(1, 2, 3, 0).contiguous(),
-        to_index=np.linalg.inv(moving_geometry.affine),
+        table=torch.cat([features, *slopes, inside]).permute(1, 2, 3, 0).contiguous(),
+        to_index=np.linalg.inv(turned.geometry.with_shape((i, j, k)).affine),
     )
 
 
@@ -195,7 +234,7 @@ def _resampled(unit: Tensor, grid: Geometry, onto: Geometry, matrix: NDArray[np.
     unit_points = ((points * 2 + 1) / size - 1).flip(-1)[None]
     inside = (unit_points.abs().amax(-1) <= 1).float()[0]
     values = F.grid_sample(unit, unit_points, padding_mode="border", align_corners=False)[0, 0]
-    return values * inside, inside
+    return values, inside
 
 
 @dataclass(frozen=True)
@@ -211,6 +250,7 @@ class _Spectra:
     @classmethod
     def of(cls, image: Tensor, mask: Tensor) -> _Spectra:
         size = [_fast_length(n + n // 2) for n in image.shape]
+        image = image * mask
         spectra = torch.fft.rfftn(torch.stack([image, image * image, mask]), s=size)
         return cls(spectra[0], spectra[1], spectra[2], size, float(mask.sum()))
 
