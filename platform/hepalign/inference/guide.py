@@ -15,14 +15,14 @@ from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.labels import LabelMap, warp_labels
+from hepalign.inference.pair import rescaled
 from hepalign.inference.planner import Plan, Progress
 from hepalign.inference.provenance import provenance
 from hepalign.inference.quality import HIDDEN_SHARE, dice, hidden_share, judge, margin_coverage, tumour_names
-from hepalign.inference.register import Clock, Engine, Registration, deform, rescaled, start_matrix
+from hepalign.inference.register import Clock, Engine, Registration, deform, start_matrix
 from hepalign.inference.result import GuideResult
-from hepalign.inference.sampling import to_rows
+from hepalign.inference.sampling import Places
 from hepalign.inference.uncertainty import start_spread
-from hepalign.inference.workgrid import on_work_grid
 from hepalign.transform.displacement import DisplacementField, compose
 from hepalign.transform.warp import warp
 
@@ -176,14 +176,12 @@ def _uncertainty(done: Registration, tumours: Mapping[str, NDArray[np.bool_]]) -
     """Spread of the field at each tumour, mm."""
     if not tumours:
         return {}
-    quarter = done.levels.quarter
-    i, j, k = quarter[0].shape[:3]
-    grid = done.levels.pair.work.with_shape((i, j, k))
-    spread = start_spread(quarter, rescaled(done.residual, (i, j, k)))
-    spread_mm = (spread * torch.tensor(grid.spacing_mm, dtype=torch.float32)).norm(dim=-1)
-    found = {}
+    levels, found = done.levels, {}
+    spread = start_spread(levels.quarter, rescaled(done.residual, levels.quarter[0].shape[:3]))
+    spread_mm = (spread * torch.tensor(levels.quarter_geometry.spacing_mm).float()).norm(dim=-1, keepdim=True)
     for name, mask in tumours.items():
-        share = to_rows(on_work_grid(done.fixed.with_data(mask.astype(np.float32)), grid))[..., 0]
-        if float(share.sum()) > 0:
-            found[name] = round(float((spread_mm * share).sum() / share.sum()), 3)
+        if mask.any():
+            points = done.fixed.geometry.index_to_world(np.argwhere(mask))
+            indices = torch.from_numpy(levels.quarter_geometry.world_to_index(points)).float()
+            found[name] = round(float(Places(indices, spread_mm.shape).read(spread_mm).mean()), 3)
     return found

@@ -1,0 +1,193 @@
+"""Two images made comparable: one grid around the fixed body, the affine start applied, MIND-SSC at two levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hepalign.image.geometry import Geometry
+from hepalign.image.resample import resample
+from hepalign.image.volume import Volume
+from hepalign.inference.refine import RefineSettings, refine
+from hepalign.inference.sampling import Places, from_rows, index_rows, to_rows
+from hepalign.inference.workgrid import (
+    SHAPE_MULTIPLE,
+    canonical,
+    coarsened,
+    full_field,
+    on_work_grid,
+    resized,
+    soft_tissue,
+    work_geometry,
+)
+from hepalign.losses.similarity import mind_ssc
+from hepalign.transform.displacement import DisplacementField, resample_field
+
+# Steps at a quarter and a half of the work grid's resolution.
+COARSE = RefineSettings(steps=16)
+FINE = RefineSettings(steps=16)
+INVERSE_ROUNDS = 10
+BACKWARD = RefineSettings(steps=4, plateau=0.0)
+DILATION = 2
+# Soft tissue, and how far around it the grid reaches.
+BODY_UNIT = -0.6
+BODY_MARGIN_VOXELS = 4
+# Moving and fixed features (d,h,w,12), weight (d,h,w,1).
+Tables = tuple[Tensor, Tensor, Tensor]
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images on the work grid's part around the fixed body, the moving one under the affine start.
+
+    Args:
+        moving: unit intensities [1,1,D,H,W].
+        fixed: the same.
+        weight: 1 where both can be compared.
+        work: the grid of these three.
+        whole: the work grid over the fixed image's whole box.
+        box: `work` in `whole`; starts and lengths are multiples of 16 voxels.
+    """
+
+    moving: Tensor
+    fixed: Tensor
+    weight: Tensor
+    work: Geometry
+    whole: Geometry
+    box: Box
+
+
+def make_pair(moving: Volume, fixed: Volume, matrix: NDArray[np.float64], probe_mask: Volume | None) -> Pair:
+    """Both images around the fixed body, the moving one resampled through the affine map once."""
+    whole = work_geometry(fixed.geometry)
+    fixed_unit = soft_tissue(on_work_grid(fixed, whole))
+    box = body_box(fixed_unit)
+    i, j, k = (part.stop - part.start for part in box)
+    work = whole.crop((box[0].start, box[1].start, box[2].start), (i, j, k))
+    source = coarsened(moving, float(np.mean(work.spacing_mm)))
+    to_source = np.linalg.inv(source.geometry.affine) @ matrix @ work.affine
+    index = torch.from_numpy(to_source[:3].astype(np.float32))
+    points = index_rows(work.shape) @ index[:, :3].T + index[:, 3]
+    size = torch.tensor(source.geometry.shape, dtype=torch.float32)
+    unit_points = ((points * 2 + 1) / size - 1).flip(-1)[None]
+    data = soft_tissue(torch.from_numpy(np.ascontiguousarray(source.data, dtype=np.float32)))[None, None]
+    moved = F.grid_sample(data, unit_points, padding_mode="border", align_corners=False)
+    weight = (unit_points.abs().amax(-1) <= 1).float()[None]
+    if probe_mask is not None:
+        weight = weight * (1 - _hole(probe_mask, fixed.geometry, whole)[(..., *box)])
+    return Pair(moved, fixed_unit[(..., *box)].contiguous(), weight, work, whole, box)
+
+
+def body_box(unit: Tensor) -> Box:
+    """The box of blocks of 4 voxels that hold soft tissue, with a margin, in multiples of 16 voxels."""
+    block = 4
+    dense = F.avg_pool3d(unit, block)[0, 0] > BODY_UNIT
+    parts = []
+    for axis, length in enumerate(unit.shape[2:]):
+        filled = dense.amax(dim=tuple(a for a in range(3) if a != axis)).nonzero().flatten()
+        first, last = (0, length) if len(filled) == 0 else (int(filled[0]) * block, (int(filled[-1]) + 1) * block)
+        first, last = max(0, first - BODY_MARGIN_VOXELS), min(length, last + BODY_MARGIN_VOXELS)
+        size = min(length, -(-(last - first) // SHAPE_MULTIPLE) * SHAPE_MULTIPLE)
+        start = min(max(0, (first + last - size) // 2 // block * block), length - size)
+        parts.append(slice(start, start + size))
+    return parts[0], parts[1], parts[2]
+
+
+class Levels:
+    """MIND-SSC tables of a pair at a half and a quarter of the work grid's resolution."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.half, self.quarter = feature_levels(pair)
+        i, j, k = self.half[0].shape[:3]
+        self.half_shape = (i, j, k)
+        self.half_geometry = pair.work.with_shape(self.half_shape)
+        i, j, k = self.quarter[0].shape[:3]
+        self.quarter_geometry = pair.work.with_shape((i, j, k))
+
+    def cost(self, residual: Tensor) -> float:
+        """Mean weighted squared MIND-SSC difference at half resolution under a residual (d,h,w,3)."""
+        moving, fixed, weight = self.half
+        warped = Places(index_rows(fixed.shape) + residual, moving.shape).read(moving)
+        return float(((warped - fixed).square() * weight).sum() / (weight.sum() * fixed.shape[-1]).clamp_min(1))
+
+    def refine(self, residual: Tensor, deadline: float | None, *, coarse: bool) -> Tensor:
+        """Gauss-Newton at a quarter (where no network has done it) and a half of the resolution."""
+        if coarse:
+            moving, fixed, weight = self.quarter
+            start = rescaled(residual, fixed.shape[:3])
+            residual = rescaled(refine(moving, fixed, weight, start, COARSE, deadline).field, self.half_shape)
+        moving, fixed, weight = self.half
+        return refine(moving, fixed, weight, residual, FINE, deadline).field
+
+    def from_previous(self, initial: DisplacementField, matrix: NDArray[np.float64]) -> Tensor:
+        """A previous field's residual beyond its affine part, in voxels (d,h,w,3)."""
+        world = self.half_geometry.grid_mm()
+        moved = world + resample_field(initial, self.half_geometry).vectors
+        back = np.linalg.inv(matrix)
+        residual_mm = moved @ back[:3, :3].T + back[:3, 3] - world
+        turn = np.linalg.inv(self.half_geometry.affine[:3, :3])
+        return torch.from_numpy((residual_mm @ turn.T).astype(np.float32))
+
+    def inverse_consistency_mm(self, residual: Tensor) -> float:
+        """How far the backward registration leads away from the field's inverse, mean in mm where images compare.
+
+        It starts at the inverse: a field that only one direction supports does not stay there.
+        """
+        moving, fixed, weight = self.quarter
+        shape = fixed.shape[:3]
+        forward, grid = rescaled(residual, shape), index_rows(shape)
+        inverse = torch.zeros_like(forward)
+        for _ in range(INVERSE_ROUNDS):
+            inverse = -Places(grid + inverse, shape).read(forward)
+        backward = refine(fixed, moving, weight, inverse, BACKWARD).field
+        spacing = torch.tensor(self.quarter_geometry.spacing_mm).float()
+        gap = forward + Places(grid + forward, shape).read(backward)
+        return float(((gap * spacing).norm(dim=-1, keepdim=True) * weight).sum() / weight.sum().clamp_min(1))
+
+    def field(self, residual: Tensor, matrix: NDArray[np.float64], fixed: Geometry) -> DisplacementField:
+        """The whole map x ↦ A(x + r(x)) on the fixed image's own grid; beyond the body's box r continues flat."""
+        pads: list[int] = []
+        for part, length in zip(reversed(self.pair.box), reversed(self.pair.whole.shape), strict=True):
+            pads += [part.start // 2, (length - part.stop) // 2]
+        extended = F.pad(from_rows(residual), pads, mode="replicate")
+        i, j, k = extended.shape[2:]
+        return full_field(extended, matrix, self.pair.whole.with_shape((i, j, k)), fixed)
+
+
+def feature_levels(pair: Pair) -> tuple[Tables, Tables]:
+    """MIND-SSC of the full work grid averaged to a half and a quarter of its resolution.
+
+    Taken before the averaging it keeps the vessels that a half-resolution image has lost: measured on training
+    cases, a fifth to a third less error than MIND-SSC of the averaged image.
+    """
+    moving, fixed = (F.avg_pool3d(mind_ssc(image, dilation=DILATION), 2) for image in (pair.moving, pair.fixed))
+    weight = -F.max_pool3d(-pair.weight, 2)
+    half = (to_rows(moving), to_rows(fixed), to_rows(_eroded(weight)))
+    quarter_weight = _eroded(-F.max_pool3d(-weight, 2))
+    return half, (to_rows(F.avg_pool3d(moving, 2)), to_rows(F.avg_pool3d(fixed, 2)), to_rows(quarter_weight))
+
+
+def _eroded(weight: Tensor) -> Tensor:
+    # a patch that reaches into the hole or past the border does not vote either
+    return -F.max_pool3d(-weight, 3, stride=1, padding=1)
+
+
+def _hole(probe_mask: Volume, fixed: Geometry, work: Geometry) -> Tensor:
+    """1 wherever the hole touches a work voxel or its neighbour: [1,1,D,H,W]."""
+    mask = probe_mask if probe_mask.geometry.same_grid(fixed) else resample(probe_mask, fixed, mode="nearest")
+    data = torch.from_numpy(np.ascontiguousarray(canonical(mask).as_mask(), dtype=np.float32))[None, None]
+    return F.max_pool3d((resized(data, work.shape) > 0.01).float(), 3, stride=1, padding=1)
+
+
+def rescaled(residual: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """A voxel field (d,h,w,3) on another grid over the same box, in that grid's voxels."""
+    target = (int(shape[0]), int(shape[1]), int(shape[2]))
+    scale = torch.tensor([n / m for n, m in zip(target, residual.shape[:3], strict=True)])
+    return to_rows(resized(from_rows(residual), target)) * scale
