@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     BaseModel,
@@ -192,18 +192,26 @@ def located(config: RunConfig) -> RunConfig:
 
 
 def _merge(source: Path | Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    for word in overrides:
-        if "=" not in word or word.startswith("="):
-            raise UsageError(f"an override reads a.b=c, not {word!r}", code="config_override")
+    name = source.name if isinstance(source, Path) else "the configuration"
     try:
-        base = OmegaConf.load(source) if isinstance(source, Path) else OmegaConf.create(dict(source))
-        merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+        base: Any = OmegaConf.load(source) if isinstance(source, Path) else OmegaConf.create(dict(source))
+        if not isinstance(base, DictConfig):
+            raise BadInputError(f"{name}: a configuration is a YAML mapping of settings", code="config_unreadable")
+        for word in overrides:
+            base = OmegaConf.merge(base, _override(word))
+        return cast("dict[str, Any]", OmegaConf.to_container(base, resolve=True))
     except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        name = source.name if isinstance(source, Path) else "the configuration"
-        raise BadInputError(f"{name}: {str(error).splitlines()[0]}", code="config_unreadable") from error
-    if not isinstance(merged, dict):
-        raise BadInputError("a configuration is a YAML mapping of settings", code="config_unreadable")
-    return cast("dict[str, Any]", merged)
+        what = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+        raise BadInputError(f"{name}: {what}", code="config_unreadable") from error
+
+
+def _override(word: str) -> DictConfig:
+    if "=" not in word or word.startswith("="):
+        raise UsageError(f"an override reads a.b=c, not {word!r}", code="config_override")
+    try:
+        return OmegaConf.from_dotlist([word])
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(f"{word!r} cannot be read: {str(error).splitlines()[0]}", code="config_override") from error
 
 
 def _validated(model: type[ModelT], values: Mapping[str, Any]) -> ModelT:

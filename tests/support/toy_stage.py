@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from hepalign.errors import BadInputError
 from hepalign.nets import checkpoint
 from hepalign.stages.stage import Batch, Update
 
@@ -38,6 +43,9 @@ class ToyConfig(BaseModel):
     optimizer: Literal["sgd", "adam"] = "sgd"
     poisoned_case: str | None = None
     batch_s: float = 0.0
+    killed_at: int | None = None
+    killed_once: str = ""
+    fails: bool = False
 
 
 class ToyNet(nn.Module):
@@ -105,6 +113,7 @@ class ToyStage:
     def updates(self, batch: Batch) -> Iterator[Update]:
         self.batches += 1
         self.before_batch(self.batches)
+        time.sleep(self.config.batch_s)
         x, y = torch.as_tensor(batch["x"]), torch.as_tensor(batch["y"])
         noise = self.config.noise * (torch.randn(1) + float(np.random.random()))
         squared = (self.net(x) - y - noise - self.config.memory * self.buffer).square().mean()
@@ -133,4 +142,16 @@ def build_toy(config: object, device: torch.device) -> ToyStage:
     component = getattr(config, "component", None)
     assert isinstance(component, ToyConfig)
     checkpoint.KINDS.setdefault("toy", (__name__, "ToyNet", "ToyNetConfig"))
-    return ToyStage(component)
+    if component.fails:
+        raise BadInputError("made to fail", code="made_to_fail")
+    stage = ToyStage(component)
+    if component.killed_at is not None:
+        stage.before_batch = lambda number: _kill_once(number == component.killed_at, Path(component.killed_once))
+    return stage
+
+
+def _kill_once(now: bool, mark: Path) -> None:
+    """kill -9 of this very process, the first time only."""
+    if now and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -7,6 +7,8 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from small_release import evaluation, small_release
+
 from hepalign.errors import BadInputError, HepalignError, UsageError, WorkFailedError
 from hepalign.inference.bundle import load_bundle
 from hepalign.tracking import ledger
@@ -20,7 +22,6 @@ from hepalign.tracking.releases import (
     resolve_release,
     show_release,
 )
-from small_release import evaluation, small_release
 
 GOOD = {f"case-{n}": 2.0 + 0.1 * n for n in range(8)}
 WORSE = {case: value + 1.0 for case, value in GOOD.items()}
@@ -170,21 +171,17 @@ def test_fault_82_of_two_promotions_at_once_one_wins(mlflow: str, tmp_path: Path
     for seed in (1, 2):
         register_release(small_release(tmp_path / str(seed), seed))
     seen_by_both = ledger.entries(api)
-    taken = [
-        _append(api, seen_by_both, version, release_sha256(tmp_path / version / "release")) for version in ("1", "2")
-    ]
-    assert taken == ["1", "promotion_conflict"]
+
+    def take(version: str) -> ledger.Entry:
+        digest = release_sha256(tmp_path / version / "release")
+        facts = {"release_sha256": digest, "gate_sha256": "", "reason": "x", "who": "y"}
+        return ledger.append(api, seen_by_both, action="promote", version=version, **facts)
+
+    assert take("1").entry == 1
+    with pytest.raises(WorkFailedError, match="somebody else") as caught:
+        take("2")
+    assert (caught.value.code, caught.value.status) == ("promotion_conflict", 409)
     assert [entry.version for entry in ledger.entries(api)] == ["1"]
-
-
-def _append(api: object, seen: list[ledger.Entry], version: str, digest: str) -> str:
-    try:
-        return ledger.append(
-            api, seen, action="promote", version=version, release_sha256=digest, gate_sha256="", reason="x", who="y"
-        ).version  # type: ignore[arg-type]
-    except WorkFailedError as error:
-        assert error.status == 409
-        return error.code
 
 
 @pytest.mark.slow
