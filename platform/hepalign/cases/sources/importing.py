@@ -135,8 +135,19 @@ def add_case(
     settings: ImportSettings,
     patient: str | None = None,
     split: Split | None = None,
+    attributes: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Read, check and add one case without finishing the cohort; the warnings. Arguments, errors: `import_case`."""
+    """Read, check and add one case without finishing the cohort; the warnings.
+
+    Args:
+        writer: of the cohort.
+        case_id: a pseudonym.
+        files: where everything lies.
+        settings: how it is read.
+        patient: as `import_case`, and so are the errors.
+        split: as `import_case`.
+        attributes: further facts of the case; nothing that tells who it is.
+    """
     _check_words(files)
     report: list[str] = []
     scans = {role: _read_scan(role, files.images[role], settings, report) for role in ROLES if role in files.images}
@@ -174,6 +185,7 @@ def add_case(
             "acquisition": {role: scan.acquisition for role, scan in scans.items()},
             "scanned_mm": {role: _box_mm(scan.volume.geometry) for role, scan in scans.items()},
             "scan_spacing_mm": {role: list(scan.volume.geometry.spacing_mm) for role, scan in scans.items()},
+            **(attributes or {}),
         },
         split=split,
     )
