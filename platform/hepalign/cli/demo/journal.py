@@ -17,6 +17,10 @@ class Journal:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    def has(self, name: str) -> bool:
+        """Whether the step is done."""
+        return (self.folder / f"{name}.json").exists()
+
     def step(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Do `work` unless an earlier run finished it; returns what it found, with its `seconds`."""
         path = self.folder / f"{name}.json"

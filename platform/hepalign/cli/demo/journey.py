@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Journey:
         """Do what is not done yet; returns the figures."""
         step = self.journal.step
         step("1-cohorts", self._cohorts)
-        trained = {stage: step(f"2-train-{stage}", lambda stage=stage: self._train(stage)) for stage in STAGES}  # type: ignore[misc]
+        trained = self._trainings()
         step("3-release", lambda: self._build(trained))
         evaluated = step("4-evaluation", self._evaluate)
         promoted = step("5-promotion", self._promote)
@@ -98,6 +99,15 @@ class Journey:
             workers=_cores(),
             progress=Steps(name),
         )
+
+    def _trainings(self) -> dict[str, dict[str, Any]]:
+        from hepalign.distributed.cluster import ray_session
+
+        if all(self.journal.has(f"2-train-{stage}") for stage in STAGES):
+            return {stage: self.journal.step(f"2-train-{stage}", dict) for stage in STAGES}
+        # one Ray for all three
+        with ray_session():
+            return {stage: self.journal.step(f"2-train-{stage}", partial(self._train, stage)) for stage in STAGES}
 
     def _train(self, stage: str) -> Mapping[str, Any]:
         from hepalign.config import load_config
