@@ -33,7 +33,6 @@ log = structlog.get_logger("hepalign_serve")
 HEARTBEAT_S = 2.0
 TELL_EVERY_S = 1.0
 KEPT_RELEASES = 2
-NETWORK_ATTEMPTS = 3
 
 
 class Releases:
@@ -98,6 +97,7 @@ class Worker:
         self._lane = lane
         self._releases = Releases(name, settings, lane, pipeline)
         self._network = network
+        self._network_step = "synthesise" if name == "Planning" else "inpaint"
         self._stuck = False
 
     async def warm(self, release: Pinned) -> dict[str, Any]:
@@ -154,19 +154,16 @@ class Worker:
             return {"problem": document("work_failed", 503, "the work failed; the operator's log says why")}
 
     def _step(self, release: Pinned) -> Callable[..., Any]:
-        def remote(_bundle: object, *volumes: Any) -> Any:
-            # A lost network replica is replaced within seconds, and its step has no side effects.
-            for attempt in range(NETWORK_ATTEMPTS):
-                try:
-                    answer = self._network.apply.remote(release, *volumes).result(timeout_s=self._lane.deadline_s)
-                except RayActorError:
-                    if attempt == NETWORK_ATTEMPTS - 1:
-                        raise
-                    continue
-                if "error" in answer:
-                    raise answer["error"]
-                return answer["value"]
-            raise AssertionError
+        def remote(bundle: object, *volumes: Any) -> Any:
+            try:
+                answer = self._network.apply.remote(release, *volumes).result(timeout_s=self._lane.deadline_s)
+            except RayActorError:
+                # The same network of the same release is here too: nobody waits for a replica to come back.
+                log.warning("network_replica_lost", step=self._network_step)
+                return getattr(self._releases.pipeline, self._network_step)(bundle, *volumes)
+            if "error" in answer:
+                raise answer["error"]
+            return answer["value"]
 
         return remote
 

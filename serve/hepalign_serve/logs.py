@@ -27,6 +27,8 @@ def configure(name: str, data_folder: Path, level: str) -> None:
     root = logging.getLogger("hepalign_serve")
     file = data_folder / "logs" / f"{name.lower()}.jsonl"
     root.handlers = [logging.StreamHandler(sys.stderr), WatchedFileHandler(file)]
+    for handler in root.handlers:
+        handler.setFormatter(_MessageOnly())
     root.setLevel(level.upper())
     root.propagate = False
     for library in _LIBRARIES:
@@ -43,9 +45,16 @@ def configure(name: str, data_folder: Path, level: str) -> None:
     )
 
 
+class _MessageOnly(logging.Formatter):
+    """The JSON line alone: the standard formatter would add the exception's own words."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage()
+
+
 def _where_without_what(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """An exception's type and frames: its message may quote a file name or a tag."""
-    if event.pop("exc_info", None):
+    if event.pop("exc_info", None) or sys.exc_info()[0]:
         kind, _, trace = sys.exc_info()
         event["exception"] = getattr(kind, "__name__", "unknown")
         event["frames"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(trace)[-8:]]
