@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,15 @@ from hepalign.cli.command import Answer, command
 from hepalign.errors import EXIT_FAILED, UsageError
 
 PEERS = "ants-rigid,ants-syn,greedy-nmi,greedy-wncc"
-SPLITS = ("train", "val", "test", "all")
+
+
+class SplitName(StrEnum):
+    """Which cases."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+    ALL = "all"
 
 
 def register(app: typer.Typer) -> None:
@@ -26,19 +35,17 @@ def evaluate(
     baselines: Annotated[
         str, typer.Option(help="Peers, separated by commas.")
     ] = "ants-rigid,ants-syn,greedy-nmi,greedy-wncc",
-    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    split: Annotated[SplitName, typer.Option(help="Which cases.")] = SplitName.TEST,
     ablate: Annotated[list[str], typer.Option(help="NAME=RELEASE, a further row; may be repeated.")] = [],  # noqa: B006
     workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 runs in this process.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute every case again.")] = False,
 ) -> Answer:
     """Evaluate a release on a cohort, against the peers; resumable per case."""
-    if split not in SPLITS:
-        raise UsageError(f"--split is one of {', '.join(SPLITS)}, not {split!r}", code="usage")
     others = dict(_name_and_release(word) for word in ablate)
     from hepalign.distributed.evaluation import evaluate_release
 
     evaluation = evaluate_release(
-        cohort, release, out, split=split, baselines=[b for b in baselines.split(",") if b], ablate=others,
+        cohort, release, out, split=split.value, baselines=[b for b in baselines.split(",") if b], ablate=others,
         workers=workers, fresh=fresh,
     )  # fmt: skip
     from hepalign.cli.table import render

@@ -193,9 +193,10 @@ def _read(path: str, warnings: list[str], modality: str | None = None) -> Volume
     from hepalign.image.read import read_volume
 
     volume = read_volume(path if path.startswith("s3://") else existing(path), report=warnings)
-    if modality is not None:
-        check = check_ct if modality == "ct" else check_mr
-        check(volume, name=Path(path).name, report=warnings)
+    if modality == "ct":
+        check_ct(volume, Path(path).name, warnings)
+    elif modality == "mr":
+        check_mr(volume, Path(path).name)
     return volume
 
 
