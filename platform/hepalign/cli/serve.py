@@ -23,7 +23,5 @@ def serve(
     """Serve a release until interrupted; prints the viewer's address and a token."""
     from hepalign_serve.run import serve_forever
 
-    serve_forever(
-        release=release, config=existing(config) if config else None, say=functools.partial(print, file=sys.stderr)
-    )
+    serve_forever(release=release, config=existing(config) if config else None)
     return Answer({"stopped": True}, "stopped")
