@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hepalign.cli.command import Answer, command
 from hepalign.cli.parsing import existing, parse_labels, parse_role_files, parse_shape
 from hepalign.cli.progress import Steps
+from hepalign.errors import EXIT_BAD_DATA
+
+if TYPE_CHECKING:
+    from hepalign.cases.check import Finding
+
+
+class Orientation(StrEnum):
+    """Which of a NIfTI header's two forms counts; `auto` refuses a header whose forms differ."""
+
+    AUTO = "auto"
+    SFORM = "sform"
+    QFORM = "qform"
+
 
 data_app = typer.Typer(help="Make, import and check cohorts.", no_args_is_help=True)
 
@@ -21,6 +37,8 @@ def register(app: typer.Typer) -> None:
 Out = Annotated[str, typer.Option(help="The cohort: a folder or an s3:// prefix. A cohort that is there is extended.")]
 Cases = Annotated[int, typer.Option(min=1, help="How many cases.")]
 Seed = Annotated[int, typer.Option(help="The first case's seed; the same seed gives the same case.")]
+Shape = Annotated[str, typer.Option(help="Voxels of the CT grid.")]
+Spacing = Annotated[float, typer.Option(min=0.5, max=10.0, help="Isotropic spacing in mm.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes side by side.")]
 
 
@@ -29,8 +47,8 @@ def phantom(
     out: Out,
     cases: Cases = 10,
     seed: Seed = 0,
-    shape: Annotated[str, typer.Option(help="Voxels of the CT grid.")] = "128,128,96",
-    spacing: Annotated[float, typer.Option(min=0.5, max=10.0, help="Isotropic spacing in mm.")] = 2.8,
+    shape: Shape = "128,128,96",
+    spacing: Spacing = 2.8,
     randomised: Annotated[bool, typer.Option("--randomised", help="Random intensities per organ.")] = False,
     workers: Workers = 1,
 ) -> Answer:
@@ -53,10 +71,12 @@ def simulate(
     cases: Cases = 10,
     seed: Seed = 0,
     phase: Annotated[bool, typer.Option("--phase", help="Give the iCT another contrast phase.")] = False,
+    shape: Shape = "128,128,96",
+    spacing: Spacing = 2.8,
     workers: Workers = 1,
 ) -> Answer:
     """Make pCT/iCT pairs with a known warp and a simulated probe from a real CT."""
-    ct_path = existing(ct)
+    ct_path, voxels = existing(ct), parse_shape(shape)
     from hepalign.cases.sources.generate import simulated_cohort
     from hepalign.image.read import read_volume
 
@@ -67,6 +87,8 @@ def simulate(
         name="simulated",
         cases=cases,
         seed=seed,
+        shape=voxels,
+        spacing_mm=spacing,
         phase=phase,
         workers=workers,
         progress=Steps("simulate"),
@@ -87,6 +109,9 @@ def import_(
     patient: Annotated[str | None, typer.Option(help="A pseudonymous patient id; the case's id by default.")] = None,
     shape: Annotated[str, typer.Option(help="Voxels of the cohort's grid.")] = "256,256,128",
     spacing: Annotated[float | None, typer.Option(help="Isotropic spacing in mm; fits the body by default.")] = None,
+    orientation: Annotated[Orientation, typer.Option(help="Which form of a NIfTI header counts.")] = Orientation.AUTO,
+    drop_localizers: Annotated[bool, typer.Option("--drop-localizers", help="Leave localizers out.")] = False,
+    resample_tilt: Annotated[bool, typer.Option("--resample-tilt", help="Straighten a tilted gantry.")] = False,
 ) -> Answer:
     """Import one patient's images (NIfTI, DICOM folder, DICOM zip or s3://) into a cohort, de-identified."""
     voxels = parse_shape(shape)
@@ -94,12 +119,41 @@ def import_(
 
     images = {role: path for role, path in (("pmr", pmr), ("pct", pct), ("ict", ict)) if path}
     imported = import_case(
-        out, case, images=images, patient=patient or case, probe_mask=probe_mask, labels=parse_labels(label),
-        landmarks=parse_role_files(landmarks), shape=voxels, spacing_mm=spacing,
-    )  # fmt: skip
+        out,
+        case,
+        images=images,
+        patient=patient,
+        probe_mask=probe_mask,
+        labels=parse_labels(label),
+        landmarks=parse_role_files(landmarks),
+        shape=voxels,
+        spacing_mm=spacing,
+        orientation=orientation.value,
+        drop_localizers=drop_localizers,
+        resample_tilt=resample_tilt,
+    )
     warnings = list(imported.warnings)
     text = "\n".join([f"{case} imported into {out}", *(f"warning: {w}" for w in warnings)])
     return Answer({"cohort": out, "case": case, "warnings": warnings}, text)
+
+
+@command(data_app, "import-table")
+def import_table(
+    table: Annotated[Path, typer.Argument(help="CSV, a row a case: case, patient, pmr, pct, ict, probe_mask …")],
+    out: Out,
+    shape: Annotated[str, typer.Option(help="Voxels of the cohort's grid.")] = "256,256,128",
+    spacing: Annotated[float | None, typer.Option(help="Isotropic spacing in mm; fits the body by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Which of the possible splits.")] = 0,
+) -> Answer:
+    """Import many patients; a bad row is told and the others go on. A second run takes up the rest."""
+    voxels = parse_shape(shape)
+    from hepalign.cases.sources import table as tables
+    from hepalign.cases.sources.importing import ImportSettings
+
+    settings = ImportSettings(shape=voxels, spacing_mm=spacing)
+    done = tables.import_table(out, existing(table), settings=settings, seed=seed, progress=Steps("import"))
+    text = f"{len(done.imported)} cases in {out}"
+    return _with_findings({"cohort": out, "cases": len(done.imported)}, done.findings, text)
 
 
 @command(data_app, "check")
@@ -108,12 +162,15 @@ def check(
 ) -> Answer:
     """Validate every case; exit status 3 and a table when something is wrong."""
     from hepalign.cases.check import check_cohort
-    from hepalign.errors import EXIT_BAD_DATA
 
-    findings = check_cohort(cohort)
+    return _with_findings({"cohort": cohort}, check_cohort(cohort), "every case is sound")
+
+
+def _with_findings(data: dict[str, object], findings: Sequence[Finding], text: str) -> Answer:
+    """The answer, with exit status 3 and a table where something is wrong."""
     rows = [{"case": f.case, "file": f.file, "code": f.code, "message": f.message} for f in findings]
     if not rows:
-        return Answer({"cohort": cohort, "findings": []}, "every case is sound")
+        return Answer({**data, "findings": []}, text)
     from hepalign.cli.table import render
 
-    return Answer({"cohort": cohort, "findings": rows}, render(rows), exit_code=EXIT_BAD_DATA)
+    return Answer({**data, "findings": rows}, render(rows), exit_code=EXIT_BAD_DATA)

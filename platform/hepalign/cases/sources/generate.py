@@ -58,6 +58,8 @@ def simulated_cohort(
     name: str,
     cases: int,
     seed: int,
+    shape: tuple[int, int, int],
+    spacing_mm: float,
     phase: bool = False,
     split: Split | None = None,
     workers: int = 1,
@@ -65,9 +67,8 @@ def simulated_cohort(
 ) -> None:
     """Write `cases` pCT/iCT pairs simulated from one real CT; all belong to one patient, `name`."""
     writer = CohortWriter(out)
-    ids = {
-        f"{name}-{seed + n:05d}": partial(simulate_pair, ct, liver, seed=seed + n, phase=phase) for n in range(cases)
-    }
+    make = partial(simulate_pair, ct, liver, phase=phase, shape=shape, spacing_mm=spacing_mm)
+    ids = {f"{name}-{seed + n:05d}": partial(make, seed=seed + n) for n in range(cases)}
     _write(writer, ids, workers, progress, patient=name, split=split)
 
 

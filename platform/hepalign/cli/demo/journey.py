@@ -82,19 +82,17 @@ class Journey:
     def _simulate(self, name: str, source: Path, split: Split) -> None:
         from hepalign.cases.sources.generate import simulated_cohort
         from hepalign.image.nifti import read_nifti
-        from hepalign.image.resample import resample
 
-        ct = read_nifti(source / "ct.nii.gz")
-        voxels = [max(8, round(edge / self.size.spacing_mm)) for edge in ct.geometry.extent_mm]
-        grid = ct.geometry.with_shape((voxels[0], voxels[1], voxels[2]))
         liver = source / "liver.nii.gz"
         simulated_cohort(
             self.cohort(name),
-            ct=resample(ct, grid),
-            liver=resample(read_nifti(liver), grid, mode="nearest") if liver.exists() else None,
+            ct=read_nifti(source / "ct.nii.gz"),
+            liver=read_nifti(liver) if liver.exists() else None,
             name=source.name,
             cases=self.size.pairs,
             seed=SEED,
+            shape=self.size.shape,
+            spacing_mm=self.size.spacing_mm,
             split=split,
             workers=_cores(),
             progress=Steps(name),
