@@ -30,8 +30,15 @@ def code_commit() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide the numbers."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
+    """Versions of Python and of the libraries that decide the numbers, and where this code came from."""
+    facts = {"python": platform.python_version(), "code": code_origin()}
+    return facts | {name: _version(name) for name in LIBRARIES}
+
+
+def code_origin() -> str:
+    """The package that a Ray job brought along (its name is a digest of the code), else `installed`."""
+    packages = [part for part in Path(__file__).parts if part.startswith("_ray_pkg_")]
+    return packages[-1] if packages else "installed"
 
 
 def training_data(cohorts: Iterable[Cohort]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -39,8 +40,9 @@ def open_run(config: RunConfig, facts: Mapping[str, str], parent: str | None = N
 
     Args:
         facts: what else made the result (commit, versions, data digests); stored as tags.
-        parent: the run that this one is nested in.
+        parent: the run that this one is nested in; MLFLOW_RUN_ID (set by `mlflow run`) unless given.
     """
+    parent = parent or os.environ.get("MLFLOW_RUN_ID")
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "facts.json").write_text(json.dumps(dict(facts) | ({"parent": parent} if parent else {}), indent=2))

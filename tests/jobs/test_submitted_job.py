@@ -1,0 +1,54 @@
+"""A real job on a real local head: the code that runs is the code that was submitted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow_store import isolated
+from ray_head import Head, ray_head
+from small_cohort import small_cohort
+
+ROOT = Path(__file__).parents[2]
+WHERE = "import ray, hepalign; ray.init(); print('driver', hepalign.__file__); print('worker', ray.get(ray.remote(lambda: __import__('hepalign').__file__).remote()))"  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with ray_head(**isolated(tmp_path_factory.mktemp("mlflow"))) as started:
+        yield started
+
+
+def test_a_submitted_training_runs_the_submitted_code(head: Head, tmp_path: Path) -> None:
+    cohort = small_cohort(tmp_path / "cohort")
+    done = head.submit(
+        ROOT, "python", "jobs/train.py", "inpainting", "--config", "jobs/configs/smoke-inpainting.yaml",
+        f"data.cohorts=[{cohort}]", f"out={tmp_path / 'runs'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    folder = tmp_path / "runs/smoke-inpainting"
+    assert (folder / "inpainting.safetensors").is_file()
+    told = json.loads((folder / "training.json").read_text())
+    assert told["facts"]["code"].startswith("_ray_pkg_")
+    assert told["workers"]["count"] == 2
+
+
+def test_driver_and_workers_import_the_submitted_library(head: Head) -> None:
+    done = head.submit(ROOT, "python", "-c", WHERE)
+    places = [line for line in done.stdout.splitlines() if line.startswith(("driver", "worker"))]
+    assert len(places) == 2, done.stdout[-3000:] + done.stderr[-3000:]
+    for place in places:
+        assert "_ray_pkg_" in place
+        assert str(ROOT) not in place
+
+
+def test_a_jobs_words_that_are_off_end_it_with_one_line(head: Head) -> None:
+    done = head.submit(
+        ROOT, "python", "jobs/train.py", "inpainting", "--config", "jobs/configs/smoke-inpainting.yaml",
+        "losses.stile=60",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "error[config_unknown_key]: losses.stile" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout
