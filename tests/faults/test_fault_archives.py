@@ -66,7 +66,7 @@ def test_fault_32_forged_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         struct.pack_into("<L", forged, at + 24, 10)
     (tmp_path / "forged.zip").write_bytes(forged)
     tracemalloc.start()
-    refused(tmp_path / "forged.zip", "bad_archive", 422)
+    refused(tmp_path / "forged.zip", "too_large", 413)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16 << 20

@@ -18,6 +18,8 @@ MAX_DIRECTORY_BYTES = MAX_MEMBERS * 512
 # One CT of 1,000 slices at 512 x 512 is half of it.
 MAX_ARCHIVE_BYTES = 1 << 30
 _END_BYTES, _COMMENT_BYTES = 22, 65535
+_LOCAL_NAMES_AT = 26
+_CHUNK = 1 << 20
 _ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 
 
@@ -92,8 +94,13 @@ def _check_member(member: zipfile.ZipInfo, name: str) -> None:
 def _inflate(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: str) -> Iterator[bytes]:
     left = MAX_ARCHIVE_BYTES
     for member in members:
-        with archive.open(member) as file:
-            content = file.read(left + 1)
+        try:
+            with archive.open(member) as file:
+                content = file.read(left + 1)
+        except (zipfile.BadZipFile, EOFError):
+            if _inflates_past_its_size(archive, member):
+                raise _too_large(name) from None
+            raise
         left -= len(content)
         if left < 0:
             raise _too_large(name)
@@ -101,6 +108,21 @@ def _inflate(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: str
             message = f"{name}: an archive in the archive; send one series in one zip"
             raise BadInputError(message, code="unsafe_archive", status=400)
         yield content
+
+
+def _inflates_past_its_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    """Whether the directory understates a member: zipfile stops at the stated size and calls it damaged."""
+    file = archive.fp
+    if file is None or member.compress_type != zipfile.ZIP_DEFLATED:
+        return False
+    file.seek(member.header_offset + _LOCAL_NAMES_AT)
+    file.seek(sum(struct.unpack("<HH", file.read(4))), 1)
+    inflate, left = zlib.decompressobj(wbits=-zlib.MAX_WBITS), member.file_size
+    data = file.read(member.compress_size)
+    while left >= 0 and data and not inflate.eof:
+        left -= len(inflate.decompress(data, _CHUNK))
+        data = inflate.unconsumed_tail
+    return left < 0
 
 
 def _too_large(name: str) -> BadInputError:

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from hepalign.errors import BadInputError, UsageError
 from hepalign.image import archive
-from hepalign.image.dicom_bytes import check_bytes, is_dicom
+from hepalign.image.dicom_bytes import PREAMBLE_BYTES, check_bytes, is_dicom
 from hepalign.image.dicom_pixels import read_pixels
 from hepalign.image.dicom_planes import Plane, grid_of, sorted_planes, tilt_of, upright
 from hepalign.image.nifti_header import MAX_SHEAR, MAX_VOXEL_BYTES, check_grid
@@ -164,19 +164,25 @@ def _contents(source: Path, name: str) -> Iterator[bytes]:
     if source.is_dir():
         for path in sorted(source.rglob("*")):
             if path.is_file():
-                if path.stat().st_size > MAX_VOXEL_BYTES:
-                    raise BadInputError(
-                        f"{name}: a file past {MAX_VOXEL_BYTES >> 20} MiB", code="too_large", status=413
-                    )
-                yield path.read_bytes()
+                yield _content(path, name)
     elif not source.is_file():
         raise UsageError(f"{name}: there is no such file or folder", code="no_such_file")
     elif archive.is_zip(source):
         yield from archive.read_members(source, name)
-    elif source.stat().st_size > MAX_VOXEL_BYTES:
-        raise BadInputError(f"{name}: more than {MAX_VOXEL_BYTES >> 20} MiB", code="too_large", status=413)
     else:
-        yield source.read_bytes()
+        yield _content(source, name)
+
+
+def _content(path: Path, name: str) -> bytes:
+    """A DICOM file whole; of another file (viewers travel on export discs) only the start."""
+    with path.open("rb") as file:
+        start = file.read(PREAMBLE_BYTES + 4)
+        if not is_dicom(start):
+            return start
+        rest = file.read(MAX_VOXEL_BYTES + 1)
+    if len(rest) > MAX_VOXEL_BYTES:
+        raise BadInputError(f"{name}: more than {MAX_VOXEL_BYTES >> 20} MiB", code="too_large", status=413)
+    return start + rest
 
 
 def _parse(content: bytes, name: str) -> Dataset:
