@@ -6,18 +6,20 @@ import asyncio
 import secrets
 import shutil
 import time
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from hepalign.image.nifti import read_nifti
 from hepalign.image.nifti_header import Orientation
 from hepalign_serve import housekeeping, images, uploads, work
 from hepalign_serve.context import BySite, Caller, Context, InContext
 from hepalign_serve.payload import Received, receive
-from hepalign_serve.problems import busy, not_found
+from hepalign_serve.problems import RequestError, busy, not_found
 from hepalign_serve.records import Artifact, CaseRow, Image, Job
 from hepalign_serve.schemas import CaseLine, Cases, CaseView, Complete, ImageRole, ImageView, NewCase, PartsView
 from hepalign_serve.vault import check_same_patient
@@ -117,14 +119,50 @@ async def complete(
 
 
 @router.get("/{case_id}/artifacts/{name}", summary="Download a result", response_class=FileResponse)
-async def artifact(case_id: str, name: str, caller: BySite, context: InContext, job: str | None = None) -> FileResponse:
-    """The newest result of this name, or the one of `job`."""
+async def artifact(
+    case_id: str,
+    name: str,
+    caller: BySite,
+    context: InContext,
+    job: str | None = None,
+    as_format: Annotated[Literal["dicom"] | None, Query(alias="format")] = None,
+) -> Response:
+    """The newest result of this name, or the one of `job`; `format=dicom`: a zip filed under the iCT's patient."""
     await context.own_case(caller, case_id, "download")
     found = await context.reading(lambda session: _artifact(session, case_id, name, job))
     path = context.data_folder / found.path
     if not path.is_file():
         raise not_found()
-    return FileResponse(path, filename=found.name, headers={"ETag": f'"{found.sha256}"'})
+    if as_format is None:
+        return FileResponse(path, filename=found.name, headers={"ETag": f'"{found.sha256}"'})
+    sealed, result = await context.reading(lambda session: _dicom_context(session, found))
+    packed = await asyncio.to_thread(_as_dicom, context, path, sealed, result)
+    stem = found.name.removesuffix(".nii.gz")
+    disposition = {"Content-Disposition": f'attachment; filename="{stem}.zip"'}
+    return Response(packed, media_type="application/zip", headers=disposition)
+
+
+def _dicom_context(session: Session, found: Artifact) -> tuple[str, dict[str, Any]]:
+    """The iCT's sealed header as it was when the job began, and what the job says of its result."""
+    job = session.get(Job, found.job_id)
+    used = str(job.request["images"].get("ict", "")) if job is not None else ""
+    ict = session.get(Image, (found.case_id, "ict"))
+    if job is None or ict is None or ict.path != used or "dicom" not in ict.facts:
+        message = "the iCT did not come as DICOM: ask without format=dicom"
+        raise RequestError(message, code="no_dicom_context", status=422)
+    return f"cases/{found.case_id}/images/{ict.facts['dicom']}", job.result or {}
+
+
+def _as_dicom(context: Context, path: Path, sealed: str, result: dict[str, Any]) -> bytes:
+    from hepalign_serve.dicom_out import DESCRIPTIONS, export, no_dicom_form
+
+    stem = path.name.removesuffix(".nii.gz")
+    if stem not in DESCRIPTIONS:
+        raise no_dicom_form()
+    names = {int(value): str(name) for value, name in result.get("labels", {}).items()}
+    header = context.vault.open(context.data_folder / sealed)
+    labels = names if stem == "labels_on_ict" else {}
+    return export(stem, read_nifti(path), labels, header, str(result.get("release", "")))
 
 
 def _open(session: Session, site: str, case_id: str, context: Context) -> CaseRow:
