@@ -43,8 +43,8 @@ def unfold(field: Tensor, safe: float = SAFE_DETERMINANT) -> Tensor:
         mask = folded.float()[..., None]
         for _ in range(2 + round_number // 4):
             mask = torch.nn.functional.max_pool3d(mask[..., 0][None, None], 3, 1, 1)[0, 0][..., None]
-        mask = smooth_rows(mask, 3)
-        target = smooth_rows(field, 3) if round_number < MAX_ROUNDS // 2 else field * 0.8
+        mask = smooth_rows(mask, 1.0)
+        target = smooth_rows(field, 1.2) if round_number < MAX_ROUNDS // 2 else field * 0.8
         field = torch.lerp(field, target, mask)
     while (corner_determinants(field) < safe).any():
         field = field * 0.8

@@ -14,17 +14,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hepalign.inference.sampling import Places, index_rows, slopes, smooth_rows
+from hepalign.inference.sampling import SLAB_VOXELS, index_rows, read_at, smooth, smooth_rows
 
 
 @dataclass(frozen=True)
 class RefineSettings:
-    """How a level is refined; lengths in voxels of that level."""
+    """How a level is refined; lengths in voxels of that level.
+
+    Args:
+        steps: at most so many.
+        pool_sigma: neighbourhood over which the normal equations are pooled.
+        fluid_sigma: smoothing of each step.
+        elastic_sigma: smoothing of the field after each step.
+        elastic_share: how much of that smoothing is taken.
+        damping: added to the diagonal of twelve channels' normal equations.
+        max_step_voxels: longest step.
+        plateau: share of the cost that four steps must gain to go on.
+    """
 
     steps: int = 16
-    pool_size: int = 7
-    fluid_size: int = 3
-    elastic_size: int = 3
+    pool_sigma: float = 2.8
+    fluid_sigma: float = 1.15
+    elastic_sigma: float = 1.15
     elastic_share: float = 0.6
     damping: float = 0.05
     max_step_voxels: float = 0.8
@@ -61,47 +72,81 @@ def refine(
         deadline: `time.perf_counter()` at which to stop with what has been reached.
     """
     grid = index_rows(fixed.shape)
-    fixed_slopes = slopes(fixed)
     total = float(weight.sum()) * fixed.shape[-1] + 1e-6
-    best, best_cost, first_cost, taken = field, float("inf"), float("nan"), 0
-    history: list[float] = []
+    best, costs = field, list[float]()
     for step in range(settings.steps + 1):
-        warped = Places(grid + field, moving.shape).read(moving)
-        residual = (fixed - warped) * weight
-        cost = float((residual * (fixed - warped)).sum()) / total
-        first_cost = cost if step == 0 else first_cost
-        if cost < best_cost:
-            best, best_cost, taken = field, cost, step
-        history.append(cost)
-        flat = len(history) > 4 and history[-5] - cost < settings.plateau * history[-5]
+        equations, cost = _normal_equations(read_at(moving, grid + field), fixed, weight)
+        cost /= total
+        if not costs or cost < min(costs):
+            best = field
+        costs.append(cost)
+        flat = len(costs) > 4 and costs[-5] - cost < settings.plateau * costs[-5]
         late = deadline is not None and time.perf_counter() > deadline
         if step == settings.steps or flat or late:
             break
-        update = _step(
-            residual, weight, [(f + w).mul_(0.5) for f, w in zip(fixed_slopes, slopes(warped), strict=True)], settings
-        )
-        field = update + Places(grid + update, field.shape).read(field)
-        smooth = smooth_rows(field, settings.elastic_size)
-        field = torch.lerp(field, smooth, settings.elastic_share)
-    return Refined(best, first_cost, best_cost, taken)
+        update = _step(equations, fixed.shape[-1], settings)
+        field = update + read_at(field, grid + update)
+        field = torch.lerp(field, smooth_rows(field, settings.elastic_sigma), settings.elastic_share)
+    return Refined(best, costs[0], min(costs), len(costs) - 1)
 
 
-def _step(residual: Tensor, weight: Tensor, slope: list[Tensor], settings: RefineSettings) -> Tensor:
+def _normal_equations(warped: Tensor, fixed: Tensor, weight: Tensor) -> tuple[Tensor, float]:
+    """Six products of slopes and three with the residual, [9,D,H,W], and the summed cost; slab by slab."""
+    depth, height, width, _channels = fixed.shape
+    out = fixed.new_empty(9, depth, height, width)
+    planes = max(1, 2 * SLAB_VOXELS // (height * width))
+    cost = 0.0
+    for start in range(0, depth, planes):
+        stop = min(depth, start + planes)
+        low, high = max(0, start - 1), min(depth, stop + 1)
+        residual = fixed[start:stop] - warped[start:stop]
+        mean = warped[low:high] + fixed[low:high]
+        slopes = [_slope(mean, axis)[start - low : stop - low] for axis in range(3)]
+        weighted = residual * weight[start:stop]
+        cost += float((weighted * residual).sum())
+        for row, slope in enumerate(slopes):
+            torch.sum(slope * weighted, -1, out=out[6 + row, start:stop])
+        root = weight[start:stop].sqrt()
+        slopes = [slope * root for slope in slopes]
+        for row, (a, b) in enumerate(_PRODUCTS):
+            torch.sum(slopes[a] * slopes[b], -1, out=out[row, start:stop])
+    return out, cost
+
+
+_PRODUCTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+
+
+def _slope(twice: Tensor, axis: int) -> Tensor:
+    """Central differences of half of (D,H,W,C) along an axis; half of the one-sided one at the border."""
+    n = twice.shape[axis]
+    slope = torch.zeros_like(twice)
+    if n > 2:
+        inner = slope.narrow(axis, 1, n - 2)
+        torch.sub(twice.narrow(axis, 2, n - 2), twice.narrow(axis, 0, n - 2), out=inner)
+    if n > 1:
+        slope.narrow(axis, 0, 1).copy_(twice.narrow(axis, 1, 1)).sub_(twice.narrow(axis, 0, 1))
+        slope.narrow(axis, n - 1, 1).copy_(twice.narrow(axis, n - 1, 1)).sub_(twice.narrow(axis, n - 2, 1))
+    return slope.mul_(0.25)
+
+
+def _step(equations: Tensor, channels: int, settings: RefineSettings) -> Tensor:
     """The pooled normal equations' solution, bounded and smoothed: (D,H,W,3)."""
-    pull = [(s * residual).sum(-1) for s in slope]
-    weighted = [s * weight for s in slope]
-    pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-    products = [(weighted[a] * slope[b]).sum(-1) for a, b in pairs]
-    system = smooth_rows(torch.stack(products + pull, -1), settings.pool_size)
-    a, b, c, d, e, f, x, y, z = system.unbind(-1)
-    damping = settings.damping * residual.shape[-1] / 12
+    pooled = smooth(equations, settings.pool_sigma).reshape(9, -1)
+    damping = settings.damping * channels / 12
+    update = pooled.new_empty(3, pooled.shape[1])
+    for start in range(0, pooled.shape[1], SLAB_VOXELS):
+        part = slice(start, start + SLAB_VOXELS)
+        update[:, part] = _solved(pooled[:, part], damping, settings.max_step_voxels)
+    smoothed = smooth(update.reshape(3, *equations.shape[1:]), settings.fluid_sigma)
+    return smoothed.permute(1, 2, 3, 0).contiguous()
+
+
+def _solved(equations: Tensor, damping: float, longest: float) -> Tensor:
+    """The symmetric 3 x 3 systems (9,N) solved by their adjugate, no solution longer than `longest`: (3,N)."""
+    a, b, c, d, e, f, x, y, z = equations
     a, b, c = a + damping, b + damping, c + damping
-    # the symmetric 3 x 3 system by its adjugate
     ca, cd, ce = b * c - f * f, e * f - c * d, d * f - b * e
     cb, cf, cc = a * c - e * e, d * e - a * f, a * b - d * d
     determinant = (a * ca + d * cd + e * ce).clamp_min(1e-12)
-    update = torch.stack([ca * x + cd * y + ce * z, cd * x + cb * y + cf * z, ce * x + cf * y + cc * z], -1)
-    update = update / determinant[..., None]
-    length = update.norm(dim=-1, keepdim=True)
-    update = update * (settings.max_step_voxels / length.clamp_min(settings.max_step_voxels))
-    return smooth_rows(update, settings.fluid_size)
+    solution = torch.stack([ca * x + cd * y + ce * z, cd * x + cb * y + cf * z, ce * x + cf * y + cc * z]) / determinant
+    return solution * (longest / solution.norm(dim=0).clamp_min(longest))

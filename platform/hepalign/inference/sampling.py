@@ -6,9 +6,13 @@ cores it is 4 to 8 times faster than `grid_sample` from four channels on.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SLAB_VOXELS = 16_384
 
 
 def to_rows(image: Tensor) -> Tensor:
@@ -51,34 +55,41 @@ class Places:
         return values.reshape(*self.kept, table.shape[-1])
 
 
-def smooth_rows(rows: Tensor, size: int, passes: int = 2) -> Tensor:
-    """(D,H,W,C) under a box of `size` (odd) voxels, `passes` times; the border value holds outside."""
-    for _ in range(passes):
-        for axis in range(3):
-            rows = _box_along(rows, axis, size)
-    return rows
+def read_at(table: Tensor, indices: Tensor) -> Tensor:
+    """Values (d,h,w,C) of a table at indices (d,h,w,3), slab by slab so that scratch memory stays in the cache."""
+    out = table.new_empty(*indices.shape[:3], table.shape[-1])
+    planes = max(1, SLAB_VOXELS // (indices.shape[1] * indices.shape[2]))
+    for start in range(0, indices.shape[0], planes):
+        part = indices[start : start + planes]
+        out[start : start + planes] = Places(part, table.shape).read(table)
+    return out
 
 
-def _box_along(rows: Tensor, axis: int, size: int) -> Tensor:
-    length, reach = rows.shape[axis], size // 2
-    first = rows.narrow(axis, 0, 1).expand(*(reach if a == axis else n for a, n in enumerate(rows.shape)))
-    last = rows.narrow(axis, length - 1, 1).expand_as(first)
-    padded = torch.cat([first, rows, last], axis)
-    total = padded.narrow(axis, 0, length) + padded.narrow(axis, 1, length)
-    for step in range(2, size):
-        total += padded.narrow(axis, step, length)
-    return total.div_(size)
+@lru_cache(maxsize=64)
+def _gaussian_matrix(length: int, sigma_voxels: float) -> Tensor:
+    """Row i holds the weights with which voxel i sees the others; what lies outside counts as the border voxel."""
+    reach = max(1, int(3 * sigma_voxels + 0.5))
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (steps / sigma_voxels) ** 2)
+    matrix = torch.zeros(length, length, dtype=torch.float64)
+    rows = torch.arange(length)
+    for step, weight in zip(range(-reach, reach + 1), kernel / kernel.sum(), strict=True):
+        matrix[rows, (rows + step).clamp(0, length - 1)] += weight
+    return matrix.float()
 
 
-def slopes(rows: Tensor) -> list[Tensor]:
-    """Central differences along the three axes of (D,H,W,C), one-sided at the border."""
-    result = []
-    for axis in range(3):
-        n = rows.shape[axis]
-        slope = torch.empty_like(rows)
-        torch.sub(rows.narrow(axis, 2, n - 2), rows.narrow(axis, 0, n - 2), out=slope.narrow(axis, 1, n - 2))
-        slope.narrow(axis, 1, n - 2).mul_(0.5)
-        slope.narrow(axis, 0, 1).copy_(rows.narrow(axis, 1, 1) - rows.narrow(axis, 0, 1))
-        slope.narrow(axis, n - 1, 1).copy_(rows.narrow(axis, n - 1, 1) - rows.narrow(axis, n - 2, 1))
-        result.append(slope)
-    return result
+def smooth(image: Tensor, sigma_voxels: float) -> Tensor:
+    """[C,D,H,W] under a Gaussian, the border value outside.
+
+    One matrix product an axis: at these sizes faster than any loop over a kernel.
+    """
+    c, d, h, w = image.shape
+    along_d, along_h, along_w = (_gaussian_matrix(n, sigma_voxels) for n in (d, h, w))
+    image = (image.reshape(-1, w) @ along_w.T).reshape(c * d, h, w)
+    image = torch.matmul(along_h, image).reshape(c, d, h * w)
+    return torch.matmul(along_d, image).reshape(c, d, h, w)
+
+
+def smooth_rows(rows: Tensor, sigma_voxels: float) -> Tensor:
+    """(D,H,W,C) under a Gaussian."""
+    return smooth(rows.permute(3, 0, 1, 2).contiguous(), sigma_voxels).permute(1, 2, 3, 0).contiguous()

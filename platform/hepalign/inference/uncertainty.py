@@ -28,7 +28,7 @@ def start_spread(tables: tuple[Tensor, Tensor, Tensor], residual: Tensor, seed: 
     for _ in range(STARTS):
         noise = torch.randn(1, 3, *(max(2, n // 4) for n in residual.shape[:3]), generator=generator)
         bump = to_rows(resized(noise, (residual.shape[0], residual.shape[1], residual.shape[2])))
-        bump = smooth_rows(bump, 3)
+        bump = smooth_rows(bump, 1.2)
         start = residual + bump * (START_SPREAD_VOXELS / bump.std())
         reached.append(refine(moving, fixed, weight, start, SETTINGS).field)
     return torch.stack([*reached, residual]).std(0)

@@ -171,7 +171,9 @@ def mind_ssc(image: Tensor, radius: int = 1, dilation: int = 1) -> Tensor:
     noise = stacked.mean(1, keepdim=True) - least
     typical = noise.mean(dim=(1, 2, 3, 4), keepdim=True)
     noise = torch.maximum(torch.minimum(noise, typical * 1000), (typical * 1e-3).clamp_min(1e-12))
-    return torch.exp((least - stacked) / noise)
+    if stacked.requires_grad:
+        return torch.exp((least - stacked) / noise)
+    return stacked.sub_(least).div_(noise.neg_()).exp_()
 
 
 def _valid_window_sum(image: Tensor, size: int) -> Tensor:
