@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +25,12 @@ from hepalign.evaluation.methods import (
 )
 from hepalign.evaluation.provenance import provenance
 from hepalign.evaluation.unit import RECORD_SCHEMA, Record, Work
+from hepalign.evaluation.variants import variant_method
 from hepalign.inference.bundle import Bundle
 
 DEFAULT_BASELINES = ("ants-rigid", "ants-syn", "greedy-nmi", "greedy-wncc")
 RESULTS_SCHEMA = 1
 Map = Callable[[Callable[[tuple[str, str]], Record], Iterable[tuple[str, str]]], Iterable[Record]]
-Untrained = Literal["untrained"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def evaluate(
     *,
     split: Split | Literal["all"] = "test",
     baselines: Sequence[str] = DEFAULT_BASELINES,
-    ablate: Mapping[str, Bundle | Untrained] | None = None,
+    ablate: Mapping[str, Bundle | str] | None = None,
     map: Map = map,
     log: Callable[[Mapping[str, float]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -91,14 +90,15 @@ def evaluate(
     """Run every method on every case of a split and write report.html, table2.csv, cases.csv, results.json.
 
     Each (case, method) is kept under `out/work` as it finishes, so a broken run goes on where it stopped; a record
-    made with another release, cohort, seed or thread count is not reused.
+    made with another release, cohort, code, seed or thread count is not reused.
 
     Args:
         cohort: where the cases are.
         bundle: the release; it is evaluated with both engines, `fast` and `refine`.
         split: train, val, test or all.
         baselines: names of `hepalign.evaluation.baselines.BASELINES`; one that cannot run here is named in the report.
-        ablate: name to another release, or `untrained` for this release's networks with random weights.
+        ablate: name to another release, or to a word of `variants.VARIANTS` (or `PEER@inpainted`), which changes one
+            part of this release's chain.
         map: the builtin, or one that spreads the calls; results come in any order.
         log: receives the flat means once.
         progress: receives (done, total).
@@ -134,7 +134,7 @@ def evaluate(
 
 
 def _methods(
-    bundle: Bundle, baselines: Sequence[str], ablate: Mapping[str, Bundle | Untrained], *, threads: int, seed: int
+    bundle: Bundle, baselines: Sequence[str], ablate: Mapping[str, Bundle | str], *, threads: int, seed: int
 ) -> tuple[dict[str, Method], list[dict[str, str]]]:
     methods = [identity_method()]
     skipped = []
@@ -151,30 +151,17 @@ def _methods(
         methods.append(chained_peer_method(named["greedy-nmi"], named["greedy-wncc"], threads=threads, seed=seed))
     methods += [proposed_method(bundle, "fast"), proposed_method(bundle, "refine")]
     for name, other in ablate.items():
-        chosen = _untrained(bundle, seed) if other == "untrained" else other
-        methods.append(proposed_method(chosen, "refine", name=name, family="ablation"))
+        if isinstance(other, str):
+            methods.append(variant_method(other, name, bundle, threads=threads, seed=seed))
+        else:
+            methods.append(proposed_method(other, "refine", name=name, family="ablation"))
     found = {method.name: method for method in methods}
     if len(found) != len(methods):
         raise UsageError("an ablation has the name of another method: give it one of its own", code="usage")
     return found, skipped
 
 
-def _untrained(bundle: Bundle, seed: int) -> Bundle:
-    """The same architectures with random weights: what the training is worth."""
-    torch.manual_seed(seed)
-    networks = {}
-    for name, network in bundle.networks.items():
-        fresh = copy.deepcopy(network)
-        for module in fresh.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-        networks[name] = fresh
-    manifest = {**bundle.manifest, "name": "untrained", "version": str(seed)}
-    return replace(bundle, networks=networks, manifest=manifest)
-
-
-def _key(facts: Mapping[str, Any], method: Method, other: Bundle | Untrained | None) -> str:
+def _key(facts: Mapping[str, Any], method: Method, other: Bundle | str | None) -> str:
     """What a kept record depends on, as one digest."""
     release = facts["release"]["digests"] if method.family in ("proposed", "ablation") else None
     ablated = dict(other.digests) if isinstance(other, Bundle) else other

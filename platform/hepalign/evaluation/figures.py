@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from hepalign.evaluation.pairs import PAIRS
 
@@ -51,6 +53,8 @@ def box_plots(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str], ke
                 axes.plot(values, place + spread, "o", color=colour, markersize=3, alpha=0.85)
             axes.set_title(pair, loc="left", fontweight="bold")
             axes.set_xlabel(label)
+            if key in ERRORS:
+                _log_mm(axes.xaxis, axes.set_xscale)
             axes.grid(axis="y", visible=False)
         return _svg(figure)
 
@@ -70,9 +74,10 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str]) 
                 if family != "start" and seconds and errors:
                     points.append((float(np.mean(seconds)), float(np.mean(errors)), method))
             _pareto(axes, points, families)
-            axes.set(xscale="log", xlabel="seconds per case", ylabel="liver error, mm")
-            axes.set_ylim(bottom=0)
-            axes.margins(x=0.25)
+            axes.set(xlabel="seconds per case", ylabel="liver error, mm")
+            for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+                _log_mm(axis, scale)
+            axes.margins(x=0.3, y=0.15)
             axes.set_title(pair, loc="left", fontweight="bold")
         return _svg(figure)
 
@@ -103,11 +108,21 @@ def capture_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str])
                     linewidth=width, label=method,
                 )  # fmt: skip
             top = max(before.values(), default=1.0)
-            axes.plot([0, top], [0, top], color=GRID, linewidth=1)
+            axes.plot([0, top], [0, top], color=PALE, linewidth=1, linestyle="--", label="nothing gained")
+            # what ends further off than it began is a failure however far: it leaves through the top
+            axes.set_ylim(0, 1.3 * top)
             axes.set(xlabel="liver error before, mm", ylabel="liver error after, mm")
             axes.set_title(pair, loc="left", fontweight="bold")
             axes.legend(fontsize=7, frameon=False)
         return _svg(figure)
+
+
+def _log_mm(axis: Axis, scale: Callable[..., None]) -> None:
+    """A log axis with plain numbers at 1, 2, 5."""
+    scale("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _of(row: Mapping[str, Any], pair: str, method: str, key: str) -> bool:

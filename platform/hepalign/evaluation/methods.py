@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from hepalign.errors import BadInputError
 from hepalign.evaluation.baselines.baseline import Baseline
 from hepalign.evaluation.baselines.prepare import Modality
 from hepalign.evaluation.pairs import PAIRS, Pair, Patient
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.guide import guide
-from hepalign.inference.planner import plan
+from hepalign.inference.planner import PlanEngine, plan
 from hepalign.inference.register import Engine, register
 from hepalign.transform.displacement import DisplacementField, compose
 
-PLAN_ENGINES = {"fast": "learned", "refine": "learned+refine"}
+PLAN_ENGINES: dict[Engine, PlanEngine] = {"fast": "learned", "refine": "learned+refine"}
 MODALITIES: dict[str, Modality] = {"pmr": "mr", "pct": "ct", "ict": "ct"}
 
 
@@ -103,7 +105,7 @@ def chained_peer_method(across: Baseline, within: Baseline, *, threads: int, see
         if "pMR-iCT" not in patient.pairs() or not patient.case.has("pct"):
             return Answer()
         started = time.perf_counter()
-        common = {"threads": threads, "seed": seed}
+        common: dict[str, Any] = {"threads": threads, "seed": seed}
         before = across.register(patient.volume("pmr"), patient.volume("pct"), modalities=("mr", "ct"), **common)
         during = within.register(
             patient.volume("pct"), patient.volume("ict"), fixed_mask=patient.valid("ict"), **common
@@ -138,7 +140,7 @@ def proposed_method(bundle: Bundle, engine: Engine, *, name: str | None = None, 
     return Method(title, family, about, solve)
 
 
-def _planned(bundle: Bundle, patient: Patient, engine: Engine, plan_engine: str) -> Answer:
+def _planned(bundle: Bundle, patient: Patient, engine: Engine, plan_engine: PlanEngine) -> Answer:
     started = time.perf_counter()
     planned = plan(bundle, patient.volume("pmr"), patient.volume("pct"), labels={}, engine=plan_engine)
     answer = Answer(
@@ -148,17 +150,22 @@ def _planned(bundle: Bundle, patient: Patient, engine: Engine, plan_engine: str)
     if not patient.case.has("ict"):
         return answer
     started = time.perf_counter()
-    guided = guide(bundle, planned, patient.volume("ict"), _probe_mask(patient), engine=engine)
+    guided = guide(bundle, planned, patient.volume("ict"), required_probe_mask(patient), engine=engine)
     seconds = time.perf_counter() - started
     answer.solved["pCT-iCT"] = Solved(guided.field_ict_from_pct, seconds, guided.timings, guided.quality)
     answer.solved["pMR-iCT"] = Solved(guided.field_ict_from_pmr, seconds, guided.timings, guided.quality)
     return Answer(answer.solved, answer.failed, planned.sct, guided.inpct)
 
 
-def _probe_mask(patient: Patient) -> Volume:
+def required_probe_mask(patient: Patient) -> Volume:
+    """The coarse probe mask of a case that has an iCT.
+
+    Raises:
+        BadInputError: `missing_role` where there is none.
+    """
     mask = patient.mask("ict_probe_mask")
     if mask is None:
-        raise ValueError(f"case {patient.case.id} has an iCT and no ict_probe_mask")
+        raise BadInputError(f"case {patient.case.id} has an iCT and no ict_probe_mask", code="missing_role")
     return mask
 
 

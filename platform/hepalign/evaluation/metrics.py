@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,13 +42,14 @@ def hausdorff_95_mm(prediction: Mask3, truth: Mask3, geometry: Geometry) -> floa
     """The 95th percentile of the surfaces' distances, the larger direction, mm; NaN when either mask is empty."""
     if not (prediction.any() and truth.any()):
         return float("nan")
-    distance = compute_hausdorff_distance(
-        _one_hot(prediction),
-        _one_hot(truth),
-        include_background=True,
-        percentile=HAUSDORFF_PERCENTILE,
-        spacing=list(geometry.spacing_mm),
-    )
+    with _quiet():
+        distance = compute_hausdorff_distance(
+            _one_hot(prediction),
+            _one_hot(truth),
+            include_background=True,
+            percentile=HAUSDORFF_PERCENTILE,
+            spacing=list(geometry.spacing_mm),
+        )
     return float(distance)
 
 
@@ -53,13 +57,14 @@ def surface_distance_mm(prediction: Mask3, truth: Mask3, geometry: Geometry) -> 
     """Average symmetric surface distance, mm; NaN when either mask is empty."""
     if not (prediction.any() and truth.any()):
         return float("nan")
-    distance = compute_average_surface_distance(
-        _one_hot(prediction),
-        _one_hot(truth),
-        include_background=True,
-        symmetric=True,
-        spacing=list(geometry.spacing_mm),
-    )
+    with _quiet():
+        distance = compute_average_surface_distance(
+            _one_hot(prediction),
+            _one_hot(truth),
+            include_background=True,
+            symmetric=True,
+            spacing=list(geometry.spacing_mm),
+        )
     return float(distance)
 
 
@@ -96,3 +101,11 @@ def inverse_consistency_mm(forward: DisplacementField, backward: DisplacementFie
 
 def _one_hot(mask: Mask3) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # MONAI 1.6 warns at every call about an argument that MONAI itself passes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import hepalign
 from hepalign.cases.cohort import Cohort
 from hepalign.inference.bundle import Bundle
 
@@ -16,6 +18,9 @@ PACKAGES = (
     "hepalign", "torch", "numpy", "scipy", "monai", "scikit-image", "SimpleITK", "antspyx", "picsl-greedy",
     "itk-elastix", "convexadam",
 )  # fmt: skip
+
+# What a number depends on; the command line and the servers are not among it.
+CODE_FOLDERS = ("image", "transform", "cases", "nets", "losses", "inference", "evaluation")
 
 
 def provenance(cohort: Cohort, bundle: Bundle, *, split: str, threads: int, seed: int) -> dict[str, Any]:
@@ -29,11 +34,22 @@ def provenance(cohort: Cohort, bundle: Bundle, *, split: str, threads: int, seed
             "code_commit": bundle.manifest.get("code_commit"),
             "training_data": bundle.manifest.get("training_data"),
         },
+        "code_digest": code_digest(),
         "seed": seed,
         "threads": threads,
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system(), "arch": platform.machine()},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
+
+
+def code_digest() -> str:
+    """SHA-256 over the library's sources: a record made by other code is not reused."""
+    root = Path(hepalign.__file__).parent
+    content = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] in CODE_FOLDERS:
+            content.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return content.hexdigest()
 
 
 def _version(name: str) -> str:

@@ -44,6 +44,8 @@ def write(results: Mapping[str, Any], records: Sequence[Record], path: Path) -> 
 def _context(results: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     families = {method["name"]: method["family"] for method in results["methods"]}
     rows = [row for row in results["cases"] if row["status"] == "ok"]
+    present = {row["method"] for row in results["table"]}
+    columns = [name for name in families if name in present]
     charts = [
         ("Liver error by method", figures.box_plots(rows, families, figures.error_key(rows) or "", "liver error, mm")),
         ("Liver Dice by method", figures.box_plots(rows, families, "liver_dice", "Dice")),
@@ -55,8 +57,8 @@ def _context(results: Mapping[str, Any], records: Sequence[Record]) -> dict[str,
         "facts": results["provenance"],
         "families": families,
         "headlines": _headlines(results["table"]),
-        "grid": _grid(results["table"], list(families)),
-        "columns": list(families),
+        "grid": _grid(results["table"], columns),
+        "columns": columns,
         "images": _image_grid(results["images"]),
         "charts": [(title, Markup(svg)) for title, svg in charts if svg],  # noqa: S704 - matplotlib's own SVG
         "failures": [row for row in results["cases"] if row["status"] == "failed"],

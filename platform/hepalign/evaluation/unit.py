@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hepalign.cases.cohort import Cohort
 from hepalign.evaluation import image_metrics
 from hepalign.evaluation.gallery import hole_picture, pair_picture
@@ -65,6 +67,8 @@ def _row(patient: Patient, pair: Pair, answer: Answer, record: Record, peak_mb: 
     if pair not in answer.solved:
         return None
     solved = answer.solved[pair]
+    if not np.isfinite(solved.field.vectors).all():
+        return {"pair": pair, "status": "failed", "message": "the field is not finite"}
     try:
         scores = score(patient, pair, solved.field)
         if pictures:

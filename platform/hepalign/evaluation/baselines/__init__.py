@@ -54,6 +54,47 @@ BASELINES: dict[str, Baseline] = {
             _lazy("greedy", "greedy_wncc"),
             module="picsl_greedy",
         ),
+        Baseline(
+            "elastix",
+            "deformable",
+            "itk-elastix; rigid, then B-splines 16 mm apart, Mattes MI, 4 resolutions, 500 x 4096 samples, fixed mask",
+            _lazy("elastix_engine", "elastix"),
+            module="itk",
+        ),
+        Baseline(
+            "convexadam",
+            "deformable",
+            "ANTs affine, then ConvexAdam-MIND as published (grid 6, half width 4, 80 Adam steps) at 2.5 mm; the hole "
+            "filled from the nearest valid voxel, which is what its own mask option does",
+            _lazy("convex_adam", "convex_adam"),
+            module="convexAdam",
+        ),
+        Baseline(
+            "flirt",
+            "linear",
+            "FSL's flirt, rigid, correlation ratio, defaults, valid mask as -refweight: in the paper's Table 2",
+            _lazy("flirt", "flirt"),
+            binary="flirt",
+        ),
+        Baseline(
+            "flirt-cr",
+            "linear",
+            "own correlation-ratio search with FLIRT's schedule (8 mm: 60°, 18° over ±90°; best three and the start "
+            "at 4, then 2 mm), rigid, valid voxels only",
+            _lazy("correlation_ratio", "flirt_cr"),
+        ),
+        Baseline(
+            "direct-mi",
+            "deformable",
+            "ANTs affine, then a dense field by Adam on Parzen MI at 8 and 4 mm, valid voxels only: no synthesis",
+            _lazy("direct", "direct_mi"),
+        ),
+        Baseline(
+            "direct-mind",
+            "deformable",
+            "ANTs affine, then a dense field by Adam on MIND-SSC at 8 and 4 mm, valid voxels only: no synthesis",
+            _lazy("direct", "direct_mind"),
+        ),
     )
 }
 

@@ -1,0 +1,152 @@
+"""Ablations that need no second release: one part of the chain left out or exchanged."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from hepalign.errors import UsageError
+from hepalign.evaluation.baselines import find_baselines
+from hepalign.evaluation.methods import Answer, Method, Solved, proposed_method, required_probe_mask
+from hepalign.evaluation.pairs import Patient
+from hepalign.inference.bundle import Bundle
+from hepalign.inference.inpaint import inpaint
+from hepalign.inference.planner import plan
+from hepalign.inference.register import register
+from hepalign.nets.fill import smooth_fill
+
+Maker = Callable[[str, Bundle, int, int], Method]
+ON_INPAINTED = "@inpainted"
+
+
+def untrained_bundle(bundle: Bundle, seed: int) -> Bundle:
+    """The same architectures with random weights: what the training is worth."""
+    torch.manual_seed(seed)
+    networks = {}
+    for name, network in bundle.networks.items():
+        fresh = copy.deepcopy(network)
+        for module in fresh.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        networks[name] = fresh
+    manifest = {**bundle.manifest, "name": "untrained", "version": str(seed)}
+    return replace(bundle, networks=networks, manifest=manifest)
+
+
+def is_variant(word: str) -> bool:
+    """Whether the word names a variant rather than another release."""
+    return word in VARIANTS or word.endswith(ON_INPAINTED)
+
+
+def variant_method(word: str, name: str, bundle: Bundle, *, threads: int, seed: int) -> Method:
+    """The method of a variant's word, called `name`; `PEER@inpainted` gives a peer our inpainted iCT.
+
+    Raises:
+        UsageError: `unknown_variant`, `unknown_baseline`.
+    """
+    if word.endswith(ON_INPAINTED):
+        return _peer_on_inpainted(word.removesuffix(ON_INPAINTED), name, bundle, threads, seed)
+    if word not in VARIANTS:
+        words = ", ".join([*VARIANTS, f"PEER{ON_INPAINTED}"])
+        raise UsageError(f"no ablation is called {word!r}; there are {words}, or a release", code="unknown_variant")
+    return VARIANTS[word](name, bundle, threads, seed)
+
+
+def _untrained(name: str, bundle: Bundle, threads: int, seed: int) -> Method:
+    del threads
+    return proposed_method(untrained_bundle(bundle, seed), "refine", name=name, family="ablation")
+
+
+def _raw_ict(name: str, bundle: Bundle, *, masked: bool) -> Method:
+    def solve(patient: Patient) -> Answer:
+        if "pCT-iCT" not in patient.pairs():
+            return Answer()
+        started = time.perf_counter()
+        mask = patient.mask("ict_probe_mask") if masked else None
+        found = register(bundle, patient.volume("pct"), patient.volume("ict"), engine="refine", probe_mask=mask)
+        return Answer({"pCT-iCT": Solved(found.field, time.perf_counter() - started, found.timings)})
+
+    seen = "told where the probe is" if masked else "not told where the probe is"
+    return Method(name, "ablation", f"release {bundle.name}: the iCT as it is, not inpainted, {seen}; refined", solve)
+
+
+def _no_inpainting(name: str, bundle: Bundle, threads: int, seed: int) -> Method:
+    del threads, seed
+    return _raw_ict(name, bundle, masked=False)
+
+
+def _mask_only(name: str, bundle: Bundle, threads: int, seed: int) -> Method:
+    del threads, seed
+    return _raw_ict(name, bundle, masked=True)
+
+
+def _ants_planning(name: str, bundle: Bundle, threads: int, seed: int) -> Method:
+    del threads, seed
+
+    def solve(patient: Patient) -> Answer:
+        if "pMR-pCT" not in patient.pairs():
+            return Answer()
+        started = time.perf_counter()
+        planned = plan(bundle, patient.volume("pmr"), patient.volume("pct"), labels={}, engine="ants")
+        seconds = time.perf_counter() - started
+        return Answer({"pMR-pCT": Solved(planned.field_pct_from_pmr, seconds, planned.timings)})
+
+    about = f"release {bundle.name}: the synthetic CT registered by ANTs (rigid + SyN), the paper's own planning"
+    return Method(name, "ablation", about, solve)
+
+
+def _no_prior(name: str, bundle: Bundle, threads: int, seed: int) -> Method:
+    del threads, seed
+
+    def solve(patient: Patient) -> Answer:
+        if not patient.case.has("ict", "ict_probe_mask"):
+            return Answer()
+        made = inpaint(bundle, patient.volume("ict"), required_probe_mask(patient), None)
+        return Answer(inpainted=made.image)
+
+    return Method(name, "ablation", f"release {bundle.name}: inpainting without the pCT as a prior", solve)
+
+
+def _smooth_fill(name: str, bundle: Bundle, threads: int, seed: int) -> Method:
+    del bundle, threads, seed
+
+    def solve(patient: Patient) -> Answer:
+        if not patient.case.has("ict", "ict_probe_mask"):
+            return Answer()
+        ict = patient.volume("ict")
+        image = torch.from_numpy(ict.as_float())[None, None]
+        valid = torch.from_numpy(~required_probe_mask(patient).as_mask()).float()[None, None]
+        return Answer(inpainted=ict.with_data(np.asarray(smooth_fill(image, valid)[0, 0].numpy())))
+
+    return Method(name, "ablation", "inpainting by averages of the rim (push-pull), no network", solve)
+
+
+def _peer_on_inpainted(peer: str, name: str, bundle: Bundle, threads: int, seed: int) -> Method:
+    baseline = find_baselines([peer])[0]
+
+    def solve(patient: Patient) -> Answer:
+        if "pCT-iCT" not in patient.pairs():
+            return Answer()
+        started = time.perf_counter()
+        made = inpaint(bundle, patient.volume("ict"), required_probe_mask(patient), None)
+        found = baseline.register(patient.volume("pct"), made.image, threads=threads, seed=seed)
+        return Answer({"pCT-iCT": Solved(found, time.perf_counter() - started)})
+
+    about = f"{peer} on the iCT that release {bundle.name} inpainted (no prior); no mask: every voxel counts"
+    return Method(name, "ablation", about, solve)
+
+
+VARIANTS: dict[str, Maker] = {
+    "untrained": _untrained,
+    "no-inpainting": _no_inpainting,
+    "mask-only": _mask_only,
+    "ants-planning": _ants_planning,
+    "no-prior": _no_prior,
+    "smooth-fill": _smooth_fill,
+}
