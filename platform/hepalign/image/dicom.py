@@ -179,10 +179,9 @@ def _content(path: Path, name: str) -> bytes:
         start = file.read(PREAMBLE_BYTES + 4)
         if not is_dicom(start):
             return start
-        rest = file.read(MAX_VOXEL_BYTES + 1)
-    if len(rest) > MAX_VOXEL_BYTES:
-        raise BadInputError(f"{name}: more than {MAX_VOXEL_BYTES >> 20} MiB", code="too_large", status=413)
-    return start + rest
+        if path.stat().st_size > MAX_VOXEL_BYTES:
+            raise BadInputError(f"{name}: more than {MAX_VOXEL_BYTES >> 20} MiB", code="too_large", status=413)
+        return start + file.read()
 
 
 def _parse(content: bytes, name: str) -> Dataset:
