@@ -15,7 +15,7 @@ HU_RANGE = (-1024.0, 3071.0)
 AIR_HU = -1000.0
 TABLE_GAP_MM, TABLE_RADIUS_MM, TABLE_HALF_WIDTH_MM, TABLE_THICKNESS_MM = 5.0, 1200.0, 200.0, 32.0
 # Above air, at 2.8 mm voxels: a carbon shell of a millimetre and the foam in it.
-TABLE_SHELL_HU, TABLE_FOAM_HU = 850.0, 60.0
+TABLE_SHELL_HU, TABLE_FOAM_HU = 960.0, 60.0
 
 
 def ct_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_hu: float, spacing_mm: float) -> Array:
@@ -45,7 +45,7 @@ def add_table(image: Array, body: NDArray[np.bool_], geometry: Geometry) -> Arra
     depth = (lowest - TABLE_GAP_MM) + x * x / TABLE_RADIUS_MM - y
     across = np.abs(x) < TABLE_HALF_WIDTH_MM
     blur = np.float32(geometry.spacing_mm[1])
-    shell = np.clip(1 - np.abs(depth) / blur, 0, 1) + np.clip(1 - np.abs(depth - TABLE_THICKNESS_MM) / blur, 0, 1)
+    shell = np.maximum(1.5 - np.minimum(np.abs(depth), np.abs(depth - TABLE_THICKNESS_MM)) / blur, 0)
     foam = (depth > 0) & (depth < TABLE_THICKNESS_MM)
     couch = AIR_HU + np.maximum(TABLE_SHELL_HU * np.minimum(shell, 1), TABLE_FOAM_HU * foam)
     return np.asarray(np.where(across & ~body, np.maximum(image, couch), image), np.float32)

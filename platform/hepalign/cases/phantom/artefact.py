@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
 Array = NDArray[np.float32]
 Metal = Literal["steel", "titanium"]
@@ -63,17 +63,18 @@ def add_artefact(rng: np.random.Generator, ct_hu: Array, metal_share: Array, spa
     if not touched.size:
         return difference
     shape = (ct_hu.shape[0], ct_hu.shape[1])
-    projector = _projector(shape, scan.views)
+    back_projector = _back_projector(shape, scan.views)
+    projector = back_projector.T
     slices, metal = ct_hu[:, :, touched].reshape(-1, touched.size), metal_share[:, :, touched].reshape(-1, touched.size)
     water_cm, bone_cm = _material_paths(projector, slices, spacing_mm)
     metal_cm = np.asarray(projector @ metal) * np.float32(spacing_mm / 10)
     change = _sinogram_change(rng, water_cm, bone_cm, metal_cm, scan)
-    image = _filtered_back_projection(projector, change, shape, scan.views, spacing_mm / 10)
+    image = _filtered_back_projection(back_projector, change, shape, scan.views, spacing_mm / 10)
     difference[:, :, touched] = image.reshape(*shape, touched.size) * np.float32(1000 / MU_WATER_PER_CM)
     return difference
 
 
-def _material_paths(projector: csr_matrix, slices: Array, spacing_mm: float) -> tuple[Array, Array]:
+def _material_paths(projector: csc_matrix, slices: Array, spacing_mm: float) -> tuple[Array, Array]:
     density = np.clip(1 + slices / 1000, 0, 3).astype(np.float32)
     bone = np.clip((slices - BONE_ONSET_HU) / (BONE_FULL_HU - BONE_ONSET_HU), 0, 1).astype(np.float32)
     step_cm = np.float32(spacing_mm / 10)
@@ -112,7 +113,7 @@ def _water_corrected(transmission: NDArray[np.float64]) -> Array:
 
 
 def _filtered_back_projection(
-    projector: csr_matrix, sinogram: Array, shape: tuple[int, int], views: int, step_cm: float
+    back_projector: csr_matrix, sinogram: Array, shape: tuple[int, int], views: int, step_cm: float
 ) -> Array:
     bins = sinogram.shape[0] // views
     padded = 1 << (2 * bins - 1).bit_length()
@@ -128,31 +129,27 @@ def _filtered_back_projection(
     response = np.fft.rfft(kernel).real * window
     spectrum = np.fft.rfft(sinogram.reshape(views, bins, -1), padded, axis=1)
     filtered = np.fft.irfft(spectrum * response[None, :, None], padded, axis=1)[:, :bins] / step_cm
-    image = projector.T @ filtered.reshape(views * bins, -1).astype(np.float32)
+    image = back_projector @ filtered.reshape(views * bins, -1).astype(np.float32)
     return np.asarray(image * np.float32(np.pi / views), np.float32)
 
 
-@lru_cache(maxsize=2)
-def _projector(shape: tuple[int, int], views: int) -> csr_matrix:
-    """Pixel-driven system matrix (views × bins, pixels), one pixel the unit of length and of a bin.
+@lru_cache(maxsize=1)
+def _back_projector(shape: tuple[int, int], views: int) -> csr_matrix:
+    """Back projection by linear interpolation, (pixels, views × bins); one pixel the unit of length and of a bin.
 
-    A pixel's shadow is split linearly between two bins, so that the transpose is the back projection by linear
-    interpolation.
+    Its transpose projects: a pixel's shadow is split linearly between two bins.
     """
     bins = int(np.ceil(np.hypot(*shape))) + 3
-    x, y = np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij")
-    pixels = np.arange(x.size)
-    rows, columns, weights = [], [], []
+    x, y = (axis.ravel() for axis in np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
+    columns = np.empty((x.size, views, 2), np.int32)
+    weights = np.empty((x.size, views, 2), np.float32)
     for view in range(views):
         angle = np.pi * view / views
-        position = (x * np.cos(angle) + y * np.sin(angle)).ravel() + (bins - 1) / 2
-        low = np.floor(position).astype(np.int64)
-        share = (position - low).astype(np.float32)
-        rows += [view * bins + low, view * bins + low + 1]
-        columns += [pixels, pixels]
-        weights += [1 - share, share]
-    return csr_matrix(
-        (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))),
-        shape=(views * bins, x.size),
-        dtype=np.float32,
-    )
+        position = x * np.cos(angle) + y * np.sin(angle) + (bins - 1) / 2
+        low = np.floor(position)
+        columns[:, view, 0] = view * bins + low
+        weights[:, view, 1] = position - low
+    columns[:, :, 1] = columns[:, :, 0] + 1
+    weights[:, :, 0] = 1 - weights[:, :, 1]
+    starts = np.arange(x.size + 1, dtype=np.int64) * 2 * views
+    return csr_matrix((weights.ravel(), columns.ravel(), starts), shape=(x.size, views * bins))

@@ -68,10 +68,10 @@ def _volume_ml(shape: Distance, step_mm: float = 7.0) -> float:
 def add_vessels(draft: Draft, liver: Distance, depth: float) -> dict[str, Tree]:
     """Aorta and vena cava, the portal tree from the hilum, three hepatic veins to the cava; the trees by name."""
     rng = draft.rng
-    aorta = [np.array([-14.0, -depth + 34, -250]), np.array([-14.0, -depth + 33, 0]), np.array([-16, -depth + 30, 250])]
+    aorta = [np.array([-14.0, -depth + 51, -250]), np.array([-14.0, -depth + 50, 0]), np.array([-16, -depth + 44, 250])]
     cava = [
-        np.array([20.0, -depth + 40, -250]),
-        np.array([22.0, -depth + 42, -20]),
+        np.array([20.0, -depth + 52, -250]),
+        np.array([22.0, -depth + 53, -20]),
         np.array([24.0, -0.3 * depth, 40]),
         np.array([14.0, -0.05 * depth, 80]),
     ]

@@ -58,7 +58,7 @@ def _draw_cavity(inner_width: float, inner_depth: float, waist: float) -> Distan
 
     def distance(points: Array) -> Array:
         # The spine and the muscles beside it bulge into the trunk from behind.
-        spine = shapes.ellipsoid(points, (0, -inner_depth + 6, 0), (44, 40, 4000))
+        spine = shapes.ellipsoid(points, (0, -inner_depth + 10, 0), (46, 45, 4000))
         apex = points[2] - np.float32(205) + 90 * ((points[0] / inner_width) ** 2 + (points[1] / inner_depth) ** 2)
         return shapes.smooth_difference(np.maximum(trunk(points), apex * 0.6), spine, 10.0)
 
@@ -108,7 +108,8 @@ def add_lungs_and_heart(draft: Draft, trunk: Trunk) -> None:
 def add_spine(draft: Draft, depth: float) -> None:
     """Vertebrae and discs, the canal, arches with their processes, psoas and crura."""
     rng = draft.rng
-    centre_y = -depth + 2
+    centre_y = -depth + 21
+    back_y = 5 - depth - draft.habitus.wall - 0.5 * draft.habitus.fat
     height, phase = rng.uniform(31, 36), rng.uniform(0, 30)
 
     def column(points: Array) -> Array:
@@ -127,18 +128,19 @@ def add_spine(draft: Draft, depth: float) -> None:
     def arch(points: Array) -> Array:
         ring = np.maximum(canal(points) - 5, -canal(points))
         along = np.abs((points[2] + np.float32(phase)) % np.float32(height) - np.float32(height / 2)) - 11
-        wings = shapes.ellipsoid(points, (0, centre_y - 24, 0), (40, 5, 4000))
-        spinous = shapes.ellipsoid(points, (0, centre_y - 44, 0), (4, 17, 4000))
+        wings = shapes.ellipsoid(points, (0, centre_y - 24, 0), (32, 4, 4000))
+        reach = (centre_y - 30 - back_y) / 2
+        spinous = shapes.ellipsoid(points, (0, back_y + reach, 0), (4, reach, 4000))
         return np.asarray(
             np.maximum(np.minimum(np.minimum(ring, wings), spinous), np.maximum(along, -canal(points))), np.float32
         )
 
-    middle, reach = (0, centre_y - 20, 0), (46, 48, 260)
+    middle, reach = (0, centre_y - 20, 0), (46, 60, 260)
     for side in (1, -1):
-        psoas = np.array([side * 42.0, -depth + 22, -190.0])
+        psoas = np.array([side * 42.0, -depth + 30, -190.0])
         radii = np.array([21.0, 23.0, 150.0])
         draft.add("psoas", "muscle", blob(psoas, radii), psoas, radii + 3)
-        crus = np.array([side * 17.0, -depth + 26, 10.0])
+        crus = np.array([side * 17.0, -depth + 45, 10.0])
         draft.add("crus", "muscle", blob(crus, np.array([7.0, 13.0, 70.0])), crus, (10, 16, 73))
     draft.add("disc", "disc", column, middle, reach)
     draft.add("vertebrae", "bone", vertebrae, middle, reach)

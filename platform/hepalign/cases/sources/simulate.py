@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ Point = NDArray[np.float64]
 
 AIR_HU = -1000.0
 MARGIN_MM = 40.0
+WORKING_SHARE = 0.6
 DISTANCE_STEP_MM = 5.0
 LANDMARKS, LANDMARKS_APART_MM = 40, 12.0
 # The guided filter smooths what varies less than this: noise, not organs' borders.
@@ -148,9 +150,10 @@ def denoise(hu: Array) -> Array:
     return np.asarray(image, np.float32)
 
 
+@lru_cache(maxsize=1)  # a cohort is many pairs of one CT
 def _prepare(ct: Volume, liver: Volume | None, tumour: Volume | None, spacing_mm: float) -> _Patient:
-    # Work on a grid as fine as the images to come; a finer CT is averaged down by the filter and this step.
-    fine = float(np.clip(min(ct.geometry.spacing_mm), spacing_mm / 2, spacing_mm))
+    # A grid somewhat finer than the images to come: detail beyond theirs would only cost time.
+    fine = float(np.clip(np.median(ct.geometry.spacing_mm), WORKING_SHARE * spacing_mm, spacing_mm))
     low, high = ct.geometry.corners_mm().min(0), ct.geometry.corners_mm().max(0)
     shape = tuple(int(n) for n in np.maximum(np.round((high - low) / fine) + 1, 2))
     grid = Geometry.from_spacing((shape[0], shape[1], shape[2]), fine, origin_mm=low)

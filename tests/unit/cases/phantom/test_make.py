@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -43,6 +45,14 @@ def test_the_same_seed_gives_the_same_bits(cases: dict[int, PhantomCase]) -> Non
 
 def test_another_seed_gives_another_person(cases: dict[int, PhantomCase]) -> None:
     assert (cases[0].volumes["pct_liver"].data != cases[1].volumes["pct_liver"].data).sum() > 200
+
+
+@pytest.mark.slow
+def test_a_full_triplet_takes_at_most_ten_seconds_of_one_core() -> None:
+    make_case(0, (128, 128, 96))
+    before = time.process_time()
+    make_case(1, (128, 128, 96))
+    assert time.process_time() - before < 10
 
 
 def test_a_case_has_every_file_of_the_contract(cases: dict[int, PhantomCase]) -> None:
