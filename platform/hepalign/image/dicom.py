@@ -199,14 +199,14 @@ def _parse(content: bytes, name: str) -> Dataset:
 def _identity(headers: list[Dataset], name: str) -> SeriesIdentity:
     """What all images of one series have in common, or which of it they have not."""
 
-    def common(keywords: tuple[str, ...], what: str, code: str) -> str:
+    def common(keywords: tuple[str, ...], what: str, *, code: str) -> str:
         values = {"\\".join(str(header.get(keyword, "")).strip() for keyword in keywords) for header in headers}
         if len(values) > 1:
             raise BadInputError(f"{name}: images of {len(values)} {what}; send one series of one patient", code=code)
         return values.pop()
 
-    common(("PatientID", "PatientName"), "patients", "mixed_patients")
-    modality = common(("Modality",), "modalities", "mixed_series")
+    common(("PatientID", "PatientName"), "patients", code="mixed_patients")
+    modality = common(("Modality",), "modalities", code="mixed_series")
     if modality not in MODALITIES:
         raise BadInputError(f"{name}: neither CT nor MR; send one of them", code="unsupported_modality")
     for header in headers:
@@ -214,10 +214,10 @@ def _identity(headers: list[Dataset], name: str) -> SeriesIdentity:
             message = f"{name}: text is burned into the image and may name the patient; export it without"
             raise BadInputError(message, code="burned_in_annotation")
     return SeriesIdentity(
-        patient=common(("PatientID",), "patients", "mixed_patients"),
-        study=common(("StudyInstanceUID",), "studies", "mixed_series"),
-        series=common(("SeriesInstanceUID",), "series", "mixed_series"),
-        frame_of_reference=common(("FrameOfReferenceUID",), "frames of reference", "mixed_frames"),
+        patient=common(("PatientID",), "patients", code="mixed_patients"),
+        study=common(("StudyInstanceUID",), "studies", code="mixed_series"),
+        series=common(("SeriesInstanceUID",), "series", code="mixed_series"),
+        frame_of_reference=common(("FrameOfReferenceUID",), "frames of reference", code="mixed_frames"),
         modality=modality,
     )
 
