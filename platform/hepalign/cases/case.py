@@ -19,8 +19,8 @@ class Case:
         patient: pseudonymous; every case of one patient stands in one split.
         split: train, val or test.
         files: name to path relative to the cohort's root. Names are `pmr pct ict`, `{role}_liver`,
-            `{role}_tumour`, `ict_probe_mask`, `ict_ablation`, `{role}_landmarks`, and where the truth is known
-            `ict_clean`, `pmr_true_ct`, `truth_field_{a}_from_{b}` (on a's grid, maps a's points into b).
+            `{role}_tumour`, `ict_probe_mask`, `ict_ablation`, `pmr_bias`, `{role}_landmarks`, and where the truth is
+            known `ict_clean`, `pmr_true_ct`, `truth_field_{a}_from_{b}` (on a's grid, maps a's points into b).
         attributes: facts that are not images, JSON values only (contrast phase, generator, seed).
     """
 

@@ -26,6 +26,10 @@ from hepalign.transform.displacement import DisplacementField, transform_points
 LANDMARK_TOLERANCE_MM = 5.0
 
 
+# Of the files beside an image the only one that is no mask.
+BIAS_NAME = "pmr_bias"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One fault: the case, the file (both may be empty: the cohort as a whole), a stable code and the mend."""
@@ -92,7 +96,7 @@ class _CaseCheck:
             check_ct(volume, name)
         elif name == "pmr":
             check_mr(volume, name)
-        elif name[:3] in self._volumes:
+        elif name != BIAS_NAME and name[:3] in self._volumes:
             image = self._volumes[name[:3]]
             report: list[str] = []
             label = label_onto(volume, image, name=name, report=report)

@@ -14,10 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hepalign.errors import WorkFailedError
+
 Arrays = dict[str, NDArray[np.generic]]
 
 # Part of every key: raise it when the making of any prepared array changes.
 PREPARED_VERSION = 2
+# What is kept of prepared arrays; those unused for longest go first.
+DEFAULT_CACHE_GB = 50.0
 
 
 def cache_folder() -> Path:
@@ -37,22 +41,69 @@ def prepared_key(digests: Sequence[str], recipe: Mapping[str, object]) -> str:
 def prepared(key: str, make: Callable[[], Arrays]) -> Arrays:
     """The arrays of a key, read-only and memory-mapped; made where they are not yet there.
 
-    They appear whole (a folder renamed into place), so processes that make the same ones at once do no harm.
+    `HEPALIGN_CACHE_GB` limits how much is kept (50 by default). They appear whole (a folder renamed into place), so
+    processes that make the same ones at once do no harm.
 
     Args:
         key: of `prepared_key`.
         make: makes the arrays.
+
+    Raises:
+        WorkFailedError: `cache_unusable` (507).
     """
     folder = cache_folder() / "prepared" / key[:2] / key
-    if not folder.is_dir():
+    # another process may forget them between the making and the opening
+    while not (arrays := _opened(folder)):
+        _prepare(folder, make())
+        _forget_oldest(folder.parent.parent, keep=folder)
+    return arrays
+
+
+def _opened(folder: Path) -> Arrays | None:
+    try:
+        os.utime(folder)
+        return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cache_unusable() from error
+
+
+def _prepare(folder: Path, arrays: Arrays) -> None:
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
         try:
-            for name, array in make().items():
+            for name, array in arrays.items():
                 np.save(partial / f"{name}.npy", array)
-            with suppress(OSError):
-                # another process was first: its arrays are the same
+            if not folder.is_dir():
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+    except OSError as error:
+        # another process may have been first: its arrays are the same
+        if not folder.is_dir():
+            raise cache_unusable() from error
+
+
+def _forget_oldest(root: Path, keep: Path) -> None:
+    """Remove the arrays unused for longest until the rest fits; arrays in use stay readable until they are closed."""
+    budget = float(os.environ.get("HEPALIGN_CACHE_GB", DEFAULT_CACHE_GB)) * 1e9
+    found = []
+    for folder in root.glob("*/*"):
+        with suppress(OSError):
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            found.append((folder.stat().st_mtime, size, folder))
+    total = sum(size for _, size, _ in found)
+    for _, size, folder in sorted(found):
+        if total <= budget:
+            return
+        if folder != keep and not folder.name.startswith("."):
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= size
+
+
+def cache_unusable() -> WorkFailedError:
+    """`cache_unusable` (507)."""
+    message = "the cache folder cannot be used (full, or not writable); make room or set HEPALIGN_CACHE"
+    return WorkFailedError(message, code="cache_unusable", status=507)

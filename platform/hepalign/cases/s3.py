@@ -31,6 +31,8 @@ SCHEME = "s3://"
 PART_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
 _DIGEST_KEY = "sha256"
+# botocore waits up to 1, 2, 4, 8 s between them.
+REQUEST_ATTEMPTS = 5
 _STREAM_ATTEMPTS = 6
 
 # A body that breaks off: botocore retries requests, never a body that is being read.
@@ -73,7 +75,7 @@ class S3Url:
 def client() -> S3Client:
     """One client for the process (boto3's clients may be shared by threads)."""
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 6},
+        retries={"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS},
         connect_timeout=5,
         read_timeout=30,
         max_pool_connections=16,

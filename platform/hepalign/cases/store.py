@@ -12,7 +12,8 @@ from typing import Protocol
 
 from hepalign.cases import s3
 from hepalign.cases.manifest import FileEntry, sha256_of
-from hepalign.errors import BadInputError, WorkFailedError
+from hepalign.cases.prepared import cache_unusable
+from hepalign.errors import BadInputError
 
 
 class Store(Protocol):
@@ -111,8 +112,7 @@ def _usable_cache() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = "the cache folder cannot be used (full, or not writable); make room or set HEPALIGN_CACHE"
-        raise WorkFailedError(message, code="cache_unusable", status=507) from error
+        raise cache_unusable() from error
 
 
 def missing_file(key: str) -> BadInputError:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_cases import toy_case, toy_cohort
 from torch import Tensor
+from toy_cases import toy_case, toy_cohort
 
 from hepalign.cases.cohort import Cohort, open_cohort
 from hepalign.cases.datasets import (
@@ -21,7 +21,6 @@ from hepalign.cases.datasets import (
     registration_loader,
     synthesis_loader,
 )
-from hepalign.cases.prepared import cache_folder, prepared, prepared_key
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError
 from hepalign.transform.warp import warp_tensor
@@ -225,29 +224,3 @@ def test_cohorts_may_lack_what_a_stage_needs(tmp_path: Path) -> None:
         with pytest.raises(BadInputError) as error:
             make([cohort], config, "train", seed=0, epoch=0)  # type: ignore[operator]
         assert error.value.code == "no_cases"
-
-
-def test_prepared_arrays_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEPALIGN_CACHE", str(tmp_path))
-    made = []
-
-    def make() -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-        made.append(1)
-        return {"a": np.arange(5), "b": np.zeros((2, 2), np.float16)}
-
-    key = prepared_key(["d" * 64], {"spacing_mm": 2.0})
-    for _ in range(2):
-        arrays = prepared(key, make)
-        assert arrays["a"].tolist() == [0, 1, 2, 3, 4]
-        assert not arrays["a"].flags.writeable
-    assert made == [1]
-    assert key != prepared_key(["d" * 64], {"spacing_mm": 3.0})
-    assert key != prepared_key(["e" * 64], {"spacing_mm": 2.0})
-    assert cache_folder() == tmp_path
-
-
-def test_a_preparation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEPALIGN_CACHE", str(tmp_path))
-    with pytest.raises(ZeroDivisionError):
-        prepared("ab" * 32, lambda: {"a": np.array(1 // 0)})
-    assert not list((tmp_path / "prepared" / "ab").iterdir())

@@ -146,6 +146,16 @@ def test_landmarks_come_with_their_image(tmp_path: Path) -> None:
     assert any("1 of 2 points lie outside" in line for line in imported.warnings)
 
 
+def test_n4_keeps_the_shading_it_takes_out(tmp_path: Path) -> None:
+    images = {"pmr": nifti(tmp_path, "pmr")}
+    for name, n4 in (("plain", False), ("n4", True)):
+        import_case(tmp_path / name, "one", images=images, shape=SHAPE, spacing_mm=4, n4=n4)
+    plain, corrected = open_cohort(tmp_path / "plain"), open_cohort(tmp_path / "n4")
+    restored = read(corrected, "pmr").as_float() * read(corrected, "pmr_bias").as_float()
+    np.testing.assert_allclose(restored, read(plain, "pmr").as_float(), rtol=0.02, atol=2)
+    assert check_cohort(tmp_path / "n4") == []
+
+
 def test_nothing_of_the_patient_is_written(tmp_path: Path) -> None:
     folder = write_dicom(TOY["pct"], tmp_path / "in" / PATIENT_NAME)
     import_case(tmp_path / "c", "one", images={"pct": folder}, shape=SHAPE)

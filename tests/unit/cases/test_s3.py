@@ -203,7 +203,9 @@ def test_errors_say_what_to_mend(store: FlakyS3, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UsageError) as usage:
         open_cohort("s3://")
     assert usage.value.code == "bad_url"
-    store.faults += [("GET", "manifest.json", "503")] * 6
+    monkeypatch.setattr(s3, "REQUEST_ATTEMPTS", 2)
+    s3.client.cache_clear()
+    store.faults += [("GET", "manifest.json", "503")] * 2
     with pytest.raises(HepalignError) as down:
         open_cohort(URL)
     assert (down.value.code, down.value.status) == ("store_unavailable", 503)

@@ -20,6 +20,7 @@ from hepalign.cases.probe import check_probe_mask, parse_probe_mask, voxel_mask
 from hepalign.cases.sources.locations import local_copy
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError, UsageError
+from hepalign.image.bias import bias_field
 from hepalign.image.checks import check_ct, check_mr
 from hepalign.image.dicom import SeriesIdentity, load_series
 from hepalign.image.geometry import Geometry
@@ -56,6 +57,7 @@ class ImportSettings:
     orientation: Orientation = "auto"
     drop_localizers: bool = False
     resample_tilt: bool = False
+    n4: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def import_case(
     orientation: Orientation = "auto",
     drop_localizers: bool = False,
     resample_tilt: bool = False,
+    n4: bool = False,
     split: Split | None = None,
 ) -> Imported:
     """Import one case into a cohort, which is made where it is missing, and write its manifest.
@@ -109,6 +112,7 @@ def import_case(
         orientation: which of a NIfTI header's two forms counts where they differ.
         drop_localizers: leave localizers in a DICOM series out instead of refusing it.
         resample_tilt: straighten a scan with a tilted gantry instead of refusing it.
+        n4: take the coil's shading out of the pMR; it is kept as `pmr_bias` (corrected times bias is the scan).
         split: the patient's split; by default the cohort's shares decide.
 
     Raises:
@@ -121,7 +125,7 @@ def import_case(
     if writer.has(case_id):
         raise UsageError(f"case {case_id} is in the cohort already; choose another id", code="case_exists")
     files = CaseFiles(images, labels or {}, landmarks or {}, probe_mask)
-    settings = ImportSettings(shape, spacing_mm, orientation, drop_localizers, resample_tilt)
+    settings = ImportSettings(shape, spacing_mm, orientation, drop_localizers, resample_tilt, n4)
     warnings = add_case(writer, case_id, files, settings=settings, patient=patient, split=split)
     writer.finish()
     return Imported(case_id, tuple(warnings))
@@ -167,6 +171,8 @@ def add_case(
         geometry = scan.volume.geometry
         grid = placed_grid(geometry, shape, spacing, body=bodies[role], liver=labels.get(f"{role}_liver"))
         volumes[role] = resample(_smoothed(scan.volume, spacing), grid, fill=scan.fill)
+        if scan.bias is not None:
+            volumes["pmr_bias"] = resample(scan.bias, grid, fill=1.0)
         mine = {name: label for name, label in labels.items() if name.startswith(role)}
         for name, label in mine.items():
             volumes[name] = resample(label, grid, mode="nearest", fill=0)
@@ -201,6 +207,7 @@ class _Scan:
     identity: SeriesIdentity | None
     acquisition: dict[str, JsonValue]
     header: object
+    bias: Volume | None
 
     @property
     def fill(self) -> float:
@@ -248,13 +255,17 @@ def _read_scan(role: str, place: Path | str, settings: ImportSettings, report: l
         else:
             volume = read_nifti(path, name=role, orientation=settings.orientation)
             identity, acquisition, header = None, {}, None
+    bias = None
     if role == "pmr":
         check_mr(volume, role)
+        if settings.n4:
+            bias = bias_field(volume)
+            volume = volume.with_data(volume.as_float() / bias.as_float())
     else:
         check_ct(volume, role, report)
         # scanners pad with values below any gas
         volume = volume.with_data(np.maximum(volume.as_float(), np.float32(AIR_HU)))
-    return _Scan(role, volume, identity, acquisition, header)
+    return _Scan(role, volume, identity, acquisition, header, bias)
 
 
 def _check_identities(scans: Mapping[str, _Scan], ids: tuple[str, str]) -> None:

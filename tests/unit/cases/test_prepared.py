@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hepalign.cases.prepared import cache_folder, prepared, prepared_key
+from hepalign.errors import WorkFailedError
+
+
+def test_prepared_arrays_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEPALIGN_CACHE", str(tmp_path))
+    made = []
+
+    def make() -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+        made.append(1)
+        return {"a": np.arange(5), "b": np.zeros((2, 2), np.float16)}
+
+    key = prepared_key(["d" * 64], {"spacing_mm": 2.0})
+    for _ in range(2):
+        arrays = prepared(key, make)
+        assert arrays["a"].tolist() == [0, 1, 2, 3, 4]
+        assert not arrays["a"].flags.writeable
+    assert made == [1]
+    assert key != prepared_key(["d" * 64], {"spacing_mm": 3.0})
+    assert key != prepared_key(["e" * 64], {"spacing_mm": 2.0})
+    assert cache_folder() == tmp_path
+
+
+def test_a_preparation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEPALIGN_CACHE", str(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        prepared("ab" * 32, lambda: {"a": np.array(1 // 0)})
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_what_was_unused_for_longest_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEPALIGN_CACHE", str(tmp_path))
+    monkeypatch.setenv("HEPALIGN_CACHE_GB", "0.0025")
+    keys = [f"{n:064x}" for n in range(3)]
+    first = prepared(keys[0], lambda: {"a": np.ones(125_000)})
+    prepared(keys[1], lambda: {"a": np.zeros(125_000)})
+    for n, key in enumerate(keys[:2]):
+        os.utime(tmp_path / "prepared" / key[:2] / key, (n, n))
+    prepared(keys[2], lambda: {"a": np.zeros(125_000)})
+    left = {path.name for path in (tmp_path / "prepared").glob("*/*")}
+    assert left == set(keys[1:])
+    # whoever reads on is not disturbed
+    assert first["a"].sum() == 125_000
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("HEPALIGN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(WorkFailedError) as error:
+        prepared("ab" * 32, lambda: {"a": np.zeros(1)})
+    assert (error.value.code, error.value.status) == ("cache_unusable", 507)
+    assert str(tmp_path) not in error.value.message
