@@ -155,3 +155,8 @@ def _kill_once(now: bool, mark: Path) -> None:
     if now and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(item: object) -> None:
+    """A task that fails as our own code does."""
+    raise BadInputError(f"{item} made to fail", code="made_to_fail")

@@ -42,6 +42,8 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         if address:
             _join(address)
         else:
+            # Nobody takes this machine away at short notice: one helper process less.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # Ray turns token authentication on for a private cluster; without this it would write one to the home.
             if not _has_token():
                 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
