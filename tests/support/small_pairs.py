@@ -26,7 +26,9 @@ def body_ct(seed: int = 0, shape: tuple[int, int, int] = SHAPE, spacing_mm: floa
     body = (x / 0.85) ** 2 + (y / 0.65) ** 2 < 1
     texture = ndimage.gaussian_filter(rng.standard_normal(shape), 2.0)
     hu[body] = 20 + 60 * (texture / texture.std())[body]
-    hu[(x / 0.12) ** 2 + ((y + 0.42) / 0.12) ** 2 < 1] = 600
+    hu[(x / 0.2) ** 2 + ((y + 0.4) / 0.2) ** 2 < 1] = 600
+    # an air-filled organ in front, on the left
+    hu[((x + 0.35) / 0.3) ** 2 + ((y - 0.2) / 0.25) ** 2 + ((z - 0.3) / 0.6) ** 2 < 1] = -900
     liver = ((x - 0.35) / 0.4) ** 2 + ((y - 0.05) / 0.4) ** 2 + (z / 0.7) ** 2 < 1
     hu[liver] += 60
     return Volume(hu.astype(np.float32), geometry)

@@ -35,7 +35,7 @@ MAX_POINTS = 12_000
 # A step that gains less than this share of the cost is the last one.
 PLATEAU = 2e-3
 # Correlation above which the patient lies as before.
-SURE_SCORE = 0.87
+SURE_SCORE = 0.93
 # Voxels added around the fixed grid when the moving image is brought onto it.
 PADDING = 4
 AIR_UNIT = -0.6

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from hepalign.inference.sampling import smooth_rows
 
-# Shrinking stops when every determinant is above this, so that upsampling and float32 rounding cannot reach 0.
-SAFE_DETERMINANT = 0.05
 MAX_ROUNDS = 60
 
 
@@ -30,8 +28,12 @@ def corner_determinants(field: Tensor) -> Tensor:
     return least
 
 
-def unfold(field: Tensor, safe: float = SAFE_DETERMINANT) -> Tensor:
+def unfold(field: Tensor, safe: float = 0.05) -> Tensor:
     """The field (D,H,W,3, voxels) with each fold smoothed away, and only there.
+
+    Args:
+        field: voxels.
+        safe: what every corner determinant must reach at least.
 
     Where local smoothing does not end the fold within `MAX_ROUNDS`, the field shrinks towards 0 there.
     """

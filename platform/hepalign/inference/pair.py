@@ -13,6 +13,7 @@ from torch import Tensor
 from hepalign.image.geometry import Geometry
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
+from hepalign.inference.folding import unfold
 from hepalign.inference.refine import RefineSettings, refine
 from hepalign.inference.sampling import Places, from_rows, index_rows, to_rows
 from hepalign.inference.workgrid import (
@@ -27,6 +28,7 @@ from hepalign.inference.workgrid import (
 )
 from hepalign.losses.similarity import mind_ssc
 from hepalign.transform.displacement import DisplacementField, resample_field
+from hepalign.transform.jacobian import fold_mask
 
 # Steps at a quarter and a half of the work grid's resolution.
 COARSE = RefineSettings(steps=16)
@@ -34,6 +36,8 @@ FINE = RefineSettings(steps=16)
 INVERSE_ROUNDS = 10
 BACKWARD = RefineSettings(steps=4, plateau=0.0)
 DILATION = 2
+SAFE_DETERMINANTS = (0.05, 0.15, 0.3, 0.5)
+SHRINK = 0.8
 # Soft tissue, and how far around it the grid reaches.
 BODY_UNIT = -0.6
 BODY_MARGIN_VOXELS = 4
@@ -150,6 +154,24 @@ class Levels:
         spacing = torch.tensor(self.quarter_geometry.spacing_mm).float()
         gap = forward + Places(grid + forward, shape).read(backward)
         return float(((gap * spacing).norm(dim=-1, keepdim=True) * weight).sum() / weight.sum().clamp_min(1))
+
+    def unfolded_field(
+        self, residual: Tensor, matrix: NDArray[np.float64], fixed: Geometry
+    ) -> tuple[Tensor, DisplacementField]:
+        """The residual without folds, and its field, in which no voxel of the fixed image's grid folds either.
+
+        Interpolating a field whose corners are sound can still fold between them, so the finished field is looked
+        at as well; a rarer and rarer remedy follows, and at last the residual shrinks, which ends every fold.
+        """
+        for safe in SAFE_DETERMINANTS:
+            residual = unfold(residual, safe)
+            field = self.field(residual, matrix, fixed)
+            if not fold_mask(field).any():
+                return residual, field
+        while fold_mask(field).any():
+            residual = residual * SHRINK
+            field = self.field(residual, matrix, fixed)
+        return residual, field
 
     def field(self, residual: Tensor, matrix: NDArray[np.float64], fixed: Geometry) -> DisplacementField:
         """The whole map x ↦ A(x + r(x)) on the fixed image's own grid; beyond the body's box r continues flat."""

@@ -80,7 +80,7 @@ def refine(
         if not costs or cost < min(costs):
             best = field
         costs.append(cost)
-        flat = len(costs) > 4 and costs[-5] - cost < settings.plateau * costs[-5]
+        flat = len(costs) > 4 and costs[-5] - cost <= settings.plateau * costs[-5]
         late = deadline is not None and time.perf_counter() > deadline
         if step == settings.steps or flat or late:
             break

@@ -20,7 +20,7 @@ from hepalign.image.nifti import write_nifti
 from hepalign.image.volume import Volume
 from hepalign.inference.affine import affine_start, require_overlap
 from hepalign.inference.bundle import Bundle
-from hepalign.inference.folding import corner_determinants, unfold
+from hepalign.inference.folding import corner_determinants
 from hepalign.inference.pair import Levels, Pair, make_pair
 from hepalign.inference.provenance import CONVENTION, provenance
 from hepalign.inference.quality import Evidence, judge
@@ -175,8 +175,7 @@ def deform(
         method.append("refine")
         clock.mark("refine")
     failed = None if torch.isfinite(residual).all() else "no registration could be computed"
-    residual = still if failed else unfold(residual)
-    field = levels.field(residual, matrix, fixed.geometry)
+    residual, field = levels.unfolded_field(still if failed else residual, matrix, fixed.geometry)
     clock.mark("field")
     evidence = _evidence(levels, residual, field, moving, failed)
     status, reasons = judge(evidence)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from small_pairs import body_ct
+
+from hepalign.errors import BadInputError
+from hepalign.image.geometry import Geometry
+from hepalign.image.volume import Volume
+from hepalign.inference.affine import affine_start
+from hepalign.transform.linear import rotation
+
+BIG = (40, 40, 32)
+
+
+def moved(ct: Volume, matrix: np.ndarray) -> Volume:
+    """The patient elsewhere: the same voxels, placed by `matrix`."""
+    return Volume(ct.data, Geometry(ct.geometry.shape, matrix @ ct.geometry.affine))
+
+
+def error_mm(ct: Volume, found: np.ndarray, truth: np.ndarray) -> float:
+    points = ct.geometry.index_to_world(np.argwhere(ct.as_float() > -500)[::50])
+    return float(np.linalg.norm(points @ (found - truth)[:3, :3].T + (found - truth)[:3, 3], axis=1).mean())
+
+
+@pytest.mark.parametrize(
+    ("angles_deg", "shift_mm"),
+    [((0, 0, 0), (0, 0, 0)), ((15, -10, 12), (30, -25, 20)), ((0, 0, 90), (0, 0, 0)), ((0, 0, 180), (10, 0, 0))],
+    ids=["in place", "tilted and shifted", "on the side", "prone"],
+)
+def test_a_moved_patient_is_found(angles_deg: tuple[int, ...], shift_mm: tuple[int, ...]) -> None:
+    ct = body_ct(3, BIG, 8.0)
+    truth = rotation(angles_deg)
+    truth[:3, 3] += shift_mm
+    start = affine_start(moved(ct, truth), ct)
+    # a quarter of a voxel of the images, a sixth of the coarsest level's
+    assert error_mm(ct, start.matrix, truth) < 2.0
+    assert start.similarity > 0.95
+
+
+def test_images_that_lie_apart_are_refused() -> None:
+    ct = body_ct(3, BIG, 8.0)
+    far = np.eye(4)
+    far[0, 3] = 2000
+    with pytest.raises(BadInputError) as caught:
+        affine_start(moved(ct, far), ct)
+    assert caught.value.code == "no_overlap"
