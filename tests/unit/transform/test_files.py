@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from hepalign.errors import BadInputError, UsageError
 from hepalign.image.geometry import Geometry
 from hepalign.image.nifti import write_nifti
+from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
 from hepalign.transform import linear
 from hepalign.transform.displacement import DisplacementField, compose, transform_points
@@ -193,3 +194,39 @@ def test_wrong_files_are_named_by_their_code(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as ending:
         write_field(smooth_field(), tmp_path / "field.mha")
     assert ending.value.code == "bad_file_name"
+
+
+def test_a_warp_that_ants_writes_is_read(tmp_path: Path) -> None:
+    moving = moving_image()
+    write_nifti(moving, tmp_path / "moving.nii.gz")
+    write_nifti(warp(moving, smooth_field()), tmp_path / "fixed.nii.gz")
+    fixed, read = (ants.image_read(str(tmp_path / f"{n}.nii.gz")) for n in ("fixed", "moving"))
+    result = ants.registration(
+        fixed, read, "SyNOnly", initial_transform="Identity", reg_iterations=(5,), outprefix=f"{tmp_path}/r_",
+        random_seed=1,
+    )  # fmt: skip
+    path = next(Path(file) for file in result["fwdtransforms"] if file.endswith("Warp.nii.gz"))
+    theirs = ants.apply_transforms(fixed, read, [str(path)]).numpy()
+    ours = warp(moving, read_field(path), fill=0.0).data
+    inside = np.s_[2:-2, 2:-2, 2:-2]
+    assert np.quantile(np.abs(ours - theirs)[inside], 0.99) < 1e-3 * np.ptp(moving.data)
+
+
+@pytest.mark.parametrize("name", ["field.nii.gz", "field.h5"])
+def test_a_real_ct_is_warped_as_simpleitk_warps_it(tmp_path: Path, real_data: Path, name: str) -> None:
+    path = real_data / "liver-ct" / "totalsegmentator" / "ct.nii.gz"
+    ct = read_volume(path)
+    grid = ct.geometry.with_shape((40, 40, 30))
+    field = compose(
+        DisplacementField.from_linear(linear.rotation((3, -5, 8), grid.centre_mm), grid), smooth_field(grid)
+    )
+    write_field(field, tmp_path / name)
+    write_nifti(Volume(np.zeros(grid.shape, np.float32), grid), tmp_path / "fixed.nii.gz")
+    if name.endswith(".h5"):
+        transform = sitk.ReadTransform(str(tmp_path / name))
+    else:
+        transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(tmp_path / name), sitk.sitkVectorFloat64))
+    image, fixed = sitk.ReadImage(str(path), sitk.sitkFloat32), sitk.ReadImage(str(tmp_path / "fixed.nii.gz"))
+    theirs = sitk.GetArrayFromImage(sitk.Resample(image, fixed, transform, sitk.sitkLinear, -1024.0)).transpose(2, 1, 0)
+    ours = warp(ct, field, fill=-1024.0).data
+    assert np.quantile(np.abs(ours - theirs), 0.999) < 1e-3 * np.ptp(ct.data)
