@@ -28,6 +28,7 @@ from hepalign_serve.settings import Settings, load_settings
 
 LOCAL_SITE = "local"
 APPLICATION = "hepalign"
+PROXY_READY_S = 60
 _ENDING = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -99,6 +100,8 @@ def _start_ray(settings: Settings) -> None:
     # RAY_AUTH_MODE is read when ray is imported, so setting it now would split driver and daemons.
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # Serve gives its proxy 5 s to come up and kills it otherwise: too short on a busy machine.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_READY_S))
     if settings.ray_address != "local":
         ray.init(address=settings.ray_address, log_to_driver=False)
         return
