@@ -24,28 +24,26 @@ URL = "s3://bucket/cohorts/toy"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[FlakyS3]:
-    with flaky_s3() as proxy:
+    with flaky_s3() as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3.client.cache_clear()
+        s3.client().create_bucket(Bucket="bucket")
         yield proxy
+    s3.client.cache_clear()
 
 
 @pytest.fixture
 def store(server: FlakyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FlakyS3]:
-    for name, value in {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "HEPALIGN_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HEPALIGN_CACHE", str(tmp_path / "cache"))
     server.faults.clear()
     server.requests.clear()
-    s3.client.cache_clear()
-    s3.client().create_bucket(Bucket="bucket")
     yield server
+    server.faults.clear()
     for key in s3.list_keys("bucket", ""):
         s3.client().delete_object(Bucket="bucket", Key=key)
-    s3.client.cache_clear()
 
 
 def small_cohort() -> None:
@@ -209,6 +207,7 @@ def test_errors_say_what_to_mend(store: FlakyS3, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(HepalignError) as down:
         open_cohort(URL)
     assert (down.value.code, down.value.status) == ("store_unavailable", 503)
+    s3.client.cache_clear()
 
 
 def test_no_credentials(store: FlakyS3) -> None:
