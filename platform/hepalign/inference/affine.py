@@ -182,7 +182,7 @@ def _level(
         target=_features(fixed_unit)[0].permute(1, 2, 3, 0)[at],
         weight=weight[0, 0][at][:, None],
         table=torch.cat([features, *slopes, inside]).permute(1, 2, 3, 0).contiguous(),
-        to_index=np.linalg.inv(turned.geometry.with_shape((i, j, k)).affine),
+        to_index=np.asarray(np.linalg.inv(turned.geometry.with_shape((i, j, k)).affine), dtype=np.float64),
     )
 
 

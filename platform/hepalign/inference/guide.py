@@ -71,8 +71,6 @@ def guide(
         raise BadInputError(
             "the probe mask lies on another grid than the iCT: resample it first", code="probe_mask_grid"
         )
-    if inpaint is None:
-        from hepalign.inference.inpaint import inpaint
     clock = Clock(budget_s)
     tell = progress or (lambda step, done: None)
     tell("affine", 0.0)
@@ -81,7 +79,7 @@ def guide(
     tell("inpaint", 0.2)
     near = DisplacementField.from_linear(matrix, ict.geometry) if previous is None else previous
     prior = warp(plan.pct, near) if near.geometry.same_grid(ict.geometry) else None
-    inpainted = inpaint(bundle, ict, probe_mask, prior)
+    inpainted = (inpaint or _inpaint)(bundle, ict, probe_mask, prior)
     clock.mark("inpaint")
     tell("register", 0.5)
     done = deform(
@@ -91,6 +89,12 @@ def guide(
     result = _finish(bundle, plan, ict, inpainted, done, labels or {}, ablation, clock)
     tell("done", 1.0)
     return result
+
+
+def _inpaint(bundle: Bundle, ict: Volume, probe_mask: Volume, prior: Volume | None) -> Inpainted:
+    from hepalign.inference.inpaint import inpaint
+
+    return inpaint(bundle, ict, probe_mask, prior)
 
 
 def _finish(

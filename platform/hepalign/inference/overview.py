@@ -40,7 +40,8 @@ def write_overview(result: GuideResult, path: Path) -> None:
         aspect = spacing[up] / spacing[across]
 
         def cut(volume: NDArray[np.generic], column: int = column) -> NDArray[np.generic]:
-            return np.take(volume, centre[column], axis=column).T
+            plane: NDArray[np.generic] = np.take(volume, centre[column], axis=column).T
+            return plane
 
         base: dict[str, Any] = {
             "cmap": "gray",
@@ -63,6 +64,8 @@ def write_overview(result: GuideResult, path: Path) -> None:
                 if mask is not None and cut(mask).any():
                     ax.contour(cut(mask).astype(float), [0.5], colors=colour, linewidths=0.8)
             ax.set_title(f"{name}, {plane}", color="white", fontsize=9)
+            if column > 0:
+                ax.invert_xaxis()  # radiological: the patient's right is on the left
             ax.set_axis_off()
     status = str(result.quality["status"])
     figure.suptitle(

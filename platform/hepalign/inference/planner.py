@@ -127,6 +127,12 @@ def load_plan(folder: Path) -> Plan:
 _PROVENANCE = ("research_use_only", "release", "weight_digests", "input_digests", "code_version", "device")
 
 
+def _synthesise(bundle: Bundle, pmr: Volume) -> Volume:
+    from hepalign.inference.synthesise import synthesise
+
+    return synthesise(bundle, pmr)
+
+
 def plan(
     bundle: Bundle,
     pmr: Volume,
@@ -160,9 +166,7 @@ def plan(
     clock = Clock()
     tell = progress or (lambda step, done: None)
     tell("synthesise", 0.0)
-    if synthesise is None:
-        from hepalign.inference.synthesise import synthesise
-    sct = synthesise(bundle, pmr)
+    sct = (synthesise or _synthesise)(bundle, pmr)
     clock.mark("synthesise")
     tell("register", 0.4)
     if engine == "ants":

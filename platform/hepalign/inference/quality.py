@@ -23,8 +23,10 @@ HIDDEN_SHARE = 0.5
 class Limits:
     """Where review and reject begin; calibrated on cases of other generators than the networks were trained on."""
 
-    similarity_review: float = 0.90
-    similarity_reject: float = 0.86
+    similarity_review: float = 0.962
+    similarity_reject: float = 0.955
+    strain_review: float = 0.245
+    strain_reject: float = 0.28
     inverse_review_mm: float = 2.0
     inverse_reject_mm: float = 6.0
     liver_dice_review: float = 0.85
@@ -43,6 +45,7 @@ class Evidence:
     liver_dice: float | None
     outside_fraction: float
     folding_fraction: float
+    strain: float
     jacobian_min: float
     jacobian_max: float
     uncertainty_mm: float | None = None
@@ -64,6 +67,8 @@ def judge(evidence: Evidence, limits: Limits | None = None) -> tuple[Status, lis
          "the livers overlap with a Dice of {:.2f} only"),
         (evidence.outside_fraction, limits.outside_review, limits.outside_reject, 1,
          "{:.0%} of the fixed image lies outside the moving one"),
+        (evidence.strain, limits.strain_review, limits.strain_reject, 1,
+         "the field changes the tissue's volume too much (mean |log| {:.2f})"),
         (evidence.folding_fraction, 0.0, 0.0, 1, "the field folds at {:.2%} of its voxels"),
         (evidence.uncertainty_mm, limits.uncertainty_review_mm, np.inf, 1,
          "the field at the tumour is uncertain by {:.1f} mm"),

@@ -149,4 +149,5 @@ def _solved(equations: Tensor, damping: float, longest: float) -> Tensor:
     cb, cf, cc = a * c - e * e, d * e - a * f, a * b - d * d
     determinant = (a * ca + d * cd + e * ce).clamp_min(1e-12)
     solution = torch.stack([ca * x + cd * y + ce * z, cd * x + cb * y + cf * z, ce * x + cf * y + cc * z]) / determinant
-    return solution * (longest / solution.norm(dim=0).clamp_min(longest))
+    bounded: Tensor = solution * (longest / solution.norm(dim=0).clamp_min(longest))
+    return bounded

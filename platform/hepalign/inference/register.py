@@ -21,7 +21,7 @@ from hepalign.image.volume import Volume
 from hepalign.inference.affine import affine_start, require_overlap
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.folding import corner_determinants
-from hepalign.inference.pair import Levels, Pair, make_pair
+from hepalign.inference.pair import Levels, make_pair
 from hepalign.inference.provenance import CONVENTION, provenance
 from hepalign.inference.quality import Evidence, judge
 from hepalign.inference.sampling import to_rows
@@ -29,7 +29,7 @@ from hepalign.nets.precision import autocast
 from hepalign.nets.regnet import RegNet
 from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.files import write_field
-from hepalign.transform.jacobian import folding_fraction, jacobian_determinants
+from hepalign.transform.jacobian import jacobian_determinants
 from hepalign.transform.velocity import integrate
 from hepalign.transform.warp import outside_grid, warp
 
@@ -162,7 +162,7 @@ def deform(
     if initial is not None:
         residual, method = levels.from_previous(initial, matrix), ["previous"]
     else:
-        predicted, complaint = predict(bundle, levels.pair)
+        predicted, complaint = predict(bundle, levels)
         if complaint is None:
             residual = predicted
             method.append("network")
@@ -206,7 +206,8 @@ def _evidence(
         inverse_consistency_mm=levels.inverse_consistency_mm(residual),
         liver_dice=None,
         outside_fraction=float(outside_grid(moving.geometry, field).mean()),
-        folding_fraction=folding_fraction(field),
+        folding_fraction=0.0,
+        strain=levels.strain(residual),
         jacobian_min=float(determinants.min()),
         jacobian_max=float(determinants.max()),
         failed=failed,
@@ -228,11 +229,11 @@ class Clock:
         self._last = now
 
 
-def predict(bundle: Bundle, pair: Pair) -> tuple[Tensor, str | None]:
+def predict(bundle: Bundle, levels: Levels) -> tuple[Tensor, str | None]:
     """The network's displacement at half resolution (d,h,w,3), or why it cannot be used."""
     net = cast("RegNet", bundle.networks["registration"])
     with torch.inference_mode(), autocast("cpu"):
-        velocity = net(pair.moving, pair.fixed).half
+        velocity = net.from_features(levels.network_inputs()).half
     displacement = to_rows(integrate(velocity))
     if not torch.isfinite(displacement).all():
         return displacement, "the network's output is not finite; affine + refinement was used instead"

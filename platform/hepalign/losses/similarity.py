@@ -176,6 +176,15 @@ def mind_ssc(image: Tensor, radius: int = 1, dilation: int = 1) -> Tensor:
     return stacked.sub_(least).div_(noise.neg_()).exp_()
 
 
+def pooled_mind(image: Tensor, factor: int = 2) -> Tensor:
+    """MIND-SSC of dilation 2 averaged over cubes of `factor` voxels: [B,1,D,H,W] to [B,12,D/factor,…].
+
+    Taken before the averaging it keeps the vessels that a coarser image has lost: measured on training cases, a
+    registration on it errs by a fifth to a third less than on MIND-SSC of the averaged image.
+    """
+    return F.avg_pool3d(mind_ssc(image, dilation=2), factor)
+
+
 def _valid_window_sum(image: Tensor, size: int) -> Tensor:
     """Sum over cubes of `size` voxels that lie inside: each axis is `size` - 1 shorter."""
     for axis in (2, 3, 4):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from hepalign.losses.similarity import MIND_CHANNELS, mind_ssc
+from hepalign.losses.similarity import MIND_CHANNELS, pooled_mind
 from hepalign.transform.velocity import integrate
 from hepalign.transform.warp import warp_tensor
 
@@ -68,8 +68,14 @@ class RegNet(nn.Module):
         """Unit-scale images in, velocities out; warps, costs' inputs and velocities stay float32 under autocast."""
         if any(n % 16 for n in fixed.shape[2:]) or moving.shape != fixed.shape:
             raise ValueError(f"RegNet takes equal shapes in multiples of 16, got {moving.shape} and {fixed.shape}")
-        batch = fixed.shape[0]
-        features = self.encode_half(self._features(torch.cat([moving, fixed])))
+        mind = pooled_mind(torch.cat([moving, fixed]).float())
+        return self.from_features(torch.cat([mind, F.avg_pool3d(torch.cat([moving, fixed]).float(), 2)], 1))
+
+    def from_features(self, inputs: Tensor) -> Velocities:
+        """Velocities from `pooled_mind` and averaged intensity, [2B,13,D/2,…]: B moving ones, then B fixed ones."""
+        batch = inputs.shape[0] // 2
+        weight: Tensor = next(self.encode_half.parameters())
+        features = self.encode_half(inputs.to(weight.dtype).contiguous(memory_format=torch.channels_last_3d))
         moving_half, fixed_half = features[:batch], features[batch:]
         quarter = self.encode_quarter(features)
         moving_quarter, fixed_quarter = quarter[:batch], quarter[batch:]
@@ -85,12 +91,6 @@ class RegNet(nn.Module):
             inputs = torch.cat([costs, warped, fixed_half, velocity.to(fixed_half.dtype)], 1)
             velocity = velocity + self.fine_velocity(self.fine(inputs)).float()
         return Velocities(velocity_quarter, velocity)
-
-    def _features(self, images: Tensor) -> Tensor:
-        half = F.avg_pool3d(images.float(), 2)
-        weight: Tensor = next(self.encode_half.parameters())
-        features = torch.cat([mind_ssc(half), half], 1).to(weight.dtype)
-        return features.contiguous(memory_format=torch.channels_last_3d)
 
 
 class _CoarseUNet(nn.Module):

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_pairs import SmallPair, small_pair
+
+from hepalign.errors import UsageError
+from hepalign.image.nifti import read_nifti
+from hepalign.inference.bundle import Bundle, load_bundle
+from hepalign.inference.pair import body_box
+from hepalign.inference.register import register
+from hepalign.inference.untrained import make_untrained_bundle
+from hepalign.inference.workgrid import on_work_grid, soft_tissue, work_geometry
+from hepalign.transform.files import read_field
+from hepalign.transform.jacobian import fold_mask
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return load_bundle(make_untrained_bundle(tmp_path_factory.mktemp("release")))
+
+
+@pytest.fixture(scope="module")
+def pair() -> SmallPair:
+    return small_pair(1)
+
+
+def test_refinement_finds_the_warp_without_a_fold_and_says_how(bundle: Bundle, pair: SmallPair, tmp_path: Path) -> None:
+    done = register(bundle, pair.moving, pair.fixed, probe_mask=pair.probe_mask, moving_label=pair.liver)
+    assert pair.error_mm(done.field) < 0.4 * pair.error_mm(done.field.identity(pair.fixed.geometry))
+    assert not fold_mask(done.field).any()
+    assert done.method == "affine+network+refine"
+    assert done.quality["similarity_after"] > done.quality["similarity_before"]
+    done.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "field.nii.gz", "warped.nii.gz", "warped_label.nii.gz", "result.json",
+    }  # fmt: skip
+    summary = json.loads((tmp_path / "result.json").read_text())
+    assert summary["research_use_only"]
+    assert summary["quality"]["folding_fraction"] == 0.0
+    np.testing.assert_allclose(read_field(tmp_path / "field.nii.gz").vectors, done.field.vectors, atol=1e-4)
+    assert read_nifti(tmp_path / "warped_label.nii.gz").as_mask().any()
+
+
+def test_the_same_call_gives_the_same_field(bundle: Bundle, pair: SmallPair) -> None:
+    first, second = (register(bundle, pair.moving, pair.fixed, engine="fast") for _ in range(2))
+    np.testing.assert_array_equal(first.field.vectors, second.field.vectors)
+
+
+def test_a_warm_start_goes_on_from_the_previous_field(bundle: Bundle, pair: SmallPair) -> None:
+    first = register(bundle, pair.moving, pair.fixed, probe_mask=pair.probe_mask)
+    again = register(bundle, pair.moving, pair.fixed, probe_mask=pair.probe_mask, engine="fast", initial=first.field)
+    assert again.method == "previous"
+    assert pair.error_mm(again.field) == pytest.approx(pair.error_mm(first.field), abs=0.2)
+
+
+def test_a_spent_budget_still_gives_a_field(bundle: Bundle, pair: SmallPair) -> None:
+    done = register(bundle, pair.moving, pair.fixed, budget_s=0.0)
+    assert np.isfinite(done.field.vectors).all()
+
+
+def test_an_unknown_engine_is_refused(bundle: Bundle, pair: SmallPair) -> None:
+    with pytest.raises(UsageError) as caught:
+        register(bundle, pair.moving, pair.fixed, engine="quick")  # type: ignore[arg-type]
+    assert caught.value.code == "unknown_engine"
+
+
+def test_the_bodys_box_holds_the_body(pair: SmallPair) -> None:
+    unit = soft_tissue(on_work_grid(pair.fixed, work_geometry(pair.fixed.geometry)))
+    box = body_box(unit)
+    inside = unit[(..., *box)]
+    assert all(n % 16 == 0 for n in inside.shape[2:])
+    assert int((inside > -0.6).sum()) == int((unit > -0.6).sum())

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hepalign.nets.regnet import RegNet, RegNetConfig, cost_volume, upsample_field
+
+SMALL = RegNetConfig(encoder_channels=4, level_channels=8, coarse_reach=1, fine_reach=1)
+
+
+def images(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.rand(2, 1, 1, 32, 32, 16, generator=generator)
+    return a, b
+
+
+def test_it_starts_near_the_identity_and_predicts_at_a_quarter_and_a_half() -> None:
+    torch.manual_seed(0)
+    velocities = RegNet(SMALL)(*images())
+    assert velocities.quarter.shape == (1, 3, 8, 8, 4)
+    assert velocities.half.shape == (1, 3, 16, 16, 8)
+    assert velocities.half.abs().max() < 0.05
+    assert velocities.half.dtype == torch.float32
+
+
+def test_every_parameter_learns() -> None:
+    torch.manual_seed(0)
+    net = RegNet(SMALL)
+    net(*images()).half.square().sum().backward()
+    missing = [name for name, p in net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert missing == []
+
+
+def test_bfloat16_gives_the_float32_field_within_its_tolerance() -> None:
+    torch.manual_seed(0)
+    net = RegNet(SMALL).eval()
+    for head in (net.coarse_velocity, net.fine_velocity):
+        torch.nn.init.normal_(head.weight, std=0.02)
+    with torch.inference_mode():
+        exact = net(*images()).half
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = net(*images()).half
+    assert (exact - rough).norm() < 0.03 * exact.norm()
+
+
+def test_the_cost_volume_finds_an_integer_shift() -> None:
+    generator = torch.Generator().manual_seed(1)
+    moving = torch.randn(1, 16, 10, 10, 10, generator=generator)
+    fixed = torch.roll(moving, (-1, 0, 1), (2, 3, 4))  # fixed(x) = moving(x + (1, 0, -1))
+    costs = cost_volume(moving, fixed, 1)
+    assert costs.shape == (1, 27, 10, 10, 10)
+    best = costs[0, :, 2:-2, 2:-2, 2:-2].argmax(0)
+    offset = (1 + 1) * 9 + (0 + 1) * 3 + (-1 + 1)
+    assert (best == offset).float().mean() > 0.99
+
+
+def test_upsampling_doubles_displacements_in_voxels() -> None:
+    torch.testing.assert_close(upsample_field(torch.ones(1, 3, 2, 2, 2)), torch.full((1, 3, 4, 4, 4), 2.0))
+
+
+def test_ill_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiples of 16"):
+        RegNet(SMALL)(torch.zeros(1, 1, 24, 32, 32), torch.zeros(1, 1, 24, 32, 32))
