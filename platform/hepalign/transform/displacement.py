@@ -34,6 +34,8 @@ class DisplacementField:
             raise ValueError(f"vectors of shape {self.vectors.shape} on a grid of shape {self.geometry.shape}")
         if self.vectors.dtype != np.float32:
             raise ValueError(f"displacements are float32, got {self.vectors.dtype}")
+        if self.linear.shape != (4, 4) or not np.isfinite(self.linear).all():
+            raise ValueError(f"the linear part is a finite 4 x 4 matrix, got {self.linear.shape}")
 
     @classmethod
     def identity(cls, geometry: Geometry) -> DisplacementField:

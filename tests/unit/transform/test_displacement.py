@@ -49,7 +49,9 @@ def test_shapes_and_dtypes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="on a grid of shape"):
         DisplacementField(np.zeros((3, 3, 3, 3), np.float32), GRID)
     with pytest.raises(ValueError, match="float32"):
-        DisplacementField(np.zeros((*GRID.shape, 3)), GRID)
+        DisplacementField(np.zeros((*GRID.shape, 3)), GRID)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="4 x 4"):
+        DisplacementField(np.zeros((*GRID.shape, 3), np.float32), GRID, np.full((4, 4), np.nan))
 
 
 def test_outside_the_grid_the_linear_part_goes_on() -> None:
