@@ -17,7 +17,7 @@ from hepalign.evaluation.pairs import PAIRS
 
 INK, PALE, GRID = "#1c2735", "#6b7a90", "#e3e8ef"
 FAMILY_COLOURS = {"start": "#a9b4c2", "peer": "#5b7db1", "proposed": "#d1495b", "ablation": "#d99a2b"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": PALE, "xtick.color": INK,
     "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID,
     "axes.axisbelow": True, "svg.fonttype": "none", "svg.hashsalt": "hepalign", "font.family": "sans-serif",

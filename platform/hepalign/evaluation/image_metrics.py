@@ -17,6 +17,7 @@ SOFT_TISSUE_RANGE_HU = (-200.0, 400.0)
 EDGE_SCALE_MM = 2.0
 EDGE_SHARE = 0.05
 RIM_MM = 6.0
+ROUNDING = 1e-4
 SSIM_WINDOW_VOXELS = 7
 
 
@@ -32,7 +33,7 @@ def peak_signal_to_noise_db(image: Array3, truth: Array3, region: Mask3, span: t
     a, b = (np.clip(_inside(x, region), *span) for x in (truth, image))
     if np.array_equal(a, b):
         return float("inf")
-    return float(peak_signal_noise_ratio(a, b, data_range=span[1] - span[0]))
+    return float(peak_signal_noise_ratio(a, b, data_range=span[1] - span[0]))  # type: ignore[no-untyped-call]
 
 
 def structural_similarity_in(image: Array3, truth: Array3, region: Mask3, span: tuple[float, float]) -> float:
@@ -42,7 +43,7 @@ def structural_similarity_in(image: Array3, truth: Array3, region: Mask3, span: 
     box = _box(region, SSIM_WINDOW_VOXELS)
     a, b = (np.clip(np.asarray(x[box], np.float32), *span) for x in (truth, image))
     window = min(SSIM_WINDOW_VOXELS, *(n - 1 + n % 2 for n in a.shape))
-    _, local = structural_similarity(a, b, data_range=span[1] - span[0], win_size=window, full=True)
+    _, local = structural_similarity(a, b, data_range=span[1] - span[0], win_size=window, full=True)  # type: ignore[no-untyped-call]
     return float(local[region[box]].mean())
 
 
@@ -107,14 +108,16 @@ def _box(region: Mask3, margin_voxels: int) -> tuple[slice, ...]:
 def _edges(image: Array3, geometry: Geometry, region: Mask3, share: float) -> Mask3:
     spacing = np.asarray(geometry.spacing_mm)
     smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), EDGE_SCALE_MM / spacing)
-    gradient = np.stack(np.gradient(smooth, *spacing))
+    gradient = np.stack(list(np.gradient(smooth, *spacing)))
     magnitude = np.linalg.norm(gradient, axis=0)
     if not region.any() or magnitude[region].max() <= 0:
         return np.zeros_like(region)
     step = gradient / np.maximum(magnitude, 1e-12) / spacing[:, None, None, None] * spacing.min()
     here = np.indices(image.shape, dtype=np.float32)
     ahead, behind = (ndimage.map_coordinates(magnitude, here + s * step, order=1, mode="nearest") for s in (1, -1))
-    ridge = region & (magnitude >= ahead) & (magnitude >= behind) & (magnitude > 0)
+    # neighbours that are equal but for rounding are one ridge
+    strength = magnitude * (1 + ROUNDING)
+    ridge = region & (strength >= ahead) & (strength >= behind) & (magnitude > 0)
     threshold = np.quantile(magnitude[region], 1 - share)
-    edges: Mask3 = ridge & (magnitude >= threshold)
+    edges: Mask3 = ridge & (strength >= threshold)
     return edges

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as attribute
 from typing import Any
 
 from hepalign.errors import BadInputError
@@ -28,16 +29,16 @@ class Solved:
 
     field: DisplacementField
     seconds: float
-    steps: Mapping[str, float] = field(default_factory=dict)
-    quality: Mapping[str, object] = field(default_factory=dict)
+    steps: Mapping[str, float] = attribute(default_factory=dict)
+    quality: Mapping[str, object] = attribute(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
     """What a method made of one case: its fields, why a pair has none, and the images on the way."""
 
-    solved: dict[Pair, Solved] = field(default_factory=dict)
-    failed: dict[Pair, str] = field(default_factory=dict)
+    solved: dict[Pair, Solved] = attribute(default_factory=dict)
+    failed: dict[Pair, str] = attribute(default_factory=dict)
     synthetic_ct: Volume | None = None
     inpainted: Volume | None = None
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.meandice import compute_dice
+from monai.metrics.surface_distance import compute_average_surface_distance
 from numpy.typing import NDArray
 
 from hepalign.image.geometry import Geometry
@@ -70,13 +72,15 @@ def surface_distance_mm(prediction: Mask3, truth: Mask3, geometry: Geometry) -> 
 
 def landmark_errors_mm(field: DisplacementField, fixed_mm: Points, moving_mm: Points) -> NDArray[np.float64]:
     """Target registration error of each landmark, (N,) mm: where the field sends a fixed point, against its match."""
-    return np.linalg.norm(transform_points(field, fixed_mm) - np.asarray(moving_mm), axis=-1)
+    errors: NDArray[np.float64] = np.linalg.norm(transform_points(field, fixed_mm) - np.asarray(moving_mm), axis=-1)
+    return errors
 
 
 def dense_errors_mm(field: DisplacementField, truth: DisplacementField, region: Mask3) -> NDArray[np.float64]:
     """Target registration error at every voxel of `region` (a mask on the truth's grid), (N,) mm."""
     points_mm = truth.geometry.index_to_world(np.argwhere(region))
-    return np.linalg.norm(sample_field(field, points_mm) - truth.vectors[region], axis=-1)
+    errors: NDArray[np.float64] = np.linalg.norm(sample_field(field, points_mm) - truth.vectors[region], axis=-1)
+    return errors
 
 
 def regularity(field: DisplacementField, region: Mask3 | None = None) -> Regularity:

@@ -83,7 +83,7 @@ def _rows(
     for name, found in values.items():
         if not tries[name]:
             continue
-        row = dict(zip(("pair", "structure", "metric"), place, strict=True)) | {"method": name}
+        row: dict[str, Any] = {"pair": place[0], "structure": place[1], "metric": place[2], "method": name}
         row |= _moments(list(found.values()), larger) | {"failed": failed[name]}
         comparison = compared.get(name)
         row |= {

@@ -54,8 +54,8 @@ def start(moving: Volume, fixed: Volume, valid: Mask3) -> NDArray[np.float64]:
     best, best_score = np.eye(4), -1.0
     for matrix in _candidates(moving, fixed):
         where = moving.geometry.world_to_index(points_mm @ matrix[:3, :3].T + matrix[:3, 3])
-        sampled = ndimage.map_coordinates(smooth, where.T, order=1, mode="constant", cval=float(smooth.min()))
-        score = _normalised_mutual_information(values, sampled)
+        sampled = ndimage.map_coordinates(smooth, where.T, order=1, mode="constant", cval=smooth.min())
+        score = _normalised_mutual_information(values, sampled.astype(np.float64))
         if score > best_score:
             best, best_score = matrix, score
     return best
