@@ -17,10 +17,9 @@ from hepalign_serve.settings import Limits
 MAX_HEADERS = 100
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 UPLOAD_PATHS = ("/images/", "/uploads/")
-# `wasm-unsafe-eval` and `blob:` are what an image viewer needs; nothing comes from another host.
 _POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src 'self' blob:; style-src 'self'; "
-    "img-src 'self' data: blob:; connect-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),

@@ -102,6 +102,8 @@ def _start_ray(settings: Settings) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # Serve gives its proxy 5 s to come up and kills it otherwise: too short on a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_READY_S))
+    # Ray's workers run at nice 15 by default; a procedure must not wait behind whatever else the machine does.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if settings.ray_address != "local":
         ray.init(address=settings.ray_address, log_to_driver=False)
         return

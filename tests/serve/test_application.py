@@ -104,7 +104,7 @@ def test_fuzzed_calls_get_documents(tmp_path: Path) -> None:
     assert len(operations) > 12
     for operation in operations:
 
-        @settings(max_examples=5, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=3, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def fuzz(case: schemathesis.Case) -> None:
             answer = case.call(headers={"Authorization": f"Bearer {token}"})

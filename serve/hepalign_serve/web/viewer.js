@@ -2,7 +2,6 @@
 const $ = (id) => document.getElementById(id);
 let token = sessionStorage.getItem("token") ?? "";
 let current = null;
-let volumes = null;
 
 async function call(method, path, { body, headers = {}, raw = false } = {}) {
   const answer = await fetch(path, { method, body, headers: { Authorization: `Bearer ${token}`, ...headers } });
@@ -89,7 +88,6 @@ async function download(id, name) {
 async function showResult(job) {
   const found = Boolean(job);
   $("verdict").hidden = $("picture").hidden = !found;
-  $("looks").hidden = true;
   $("facts").tBodies[0].replaceChildren();
   if (!found) return;
   const { quality = {}, warnings = [] } = job.result;
@@ -104,7 +102,6 @@ async function showResult(job) {
   for (const [name, mm] of Object.entries(job.result.uncertainty_mm ?? {})) fact(`Uncertainty, ${name}`, `${mm} mm`);
   for (const [name, margin] of Object.entries(job.result.margins ?? {})) fact(`Margins, ${name}`, JSON.stringify(margin));
   if (job.result.tumour_in_hole) fact("Tumour", "hidden by the probe's artefact: it was not seen");
-  if (quality.status !== "reject") await showVolumes(job);
 }
 
 function fact(name, value) {
@@ -112,14 +109,6 @@ function fact(name, value) {
   const row = $("facts").tBodies[0].insertRow();
   row.insertCell().textContent = name;
   row.insertCell().textContent = typeof value === "object" ? JSON.stringify(value) : String(value);
-}
-
-async function showVolumes(job) {
-  const library = await fetch("/viewer/niivue.js", { method: "HEAD" });
-  if (!library.ok) return;
-  volumes ??= (await import("/viewer/volumes.js")).open($("volumes"), $);
-  await (await volumes).load((name) => artifact(job.case, name, job.id), job.artifacts);
-  $("volumes").hidden = $("looks").hidden = false;
 }
 
 async function follow(id) {
