@@ -6,6 +6,7 @@ The mask of every group of channels is one channel, so that its window sum is a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -57,31 +58,30 @@ class PartialConv3d(nn.Module):
             raise ValueError(f"expected groups of {self.channels} channels, got {[x.shape[1] for x, _ in groups]}")
         count = sum(self.channels)
         ratio, updated = self._normalisation([(mask, x.shape[1]) for x, mask in groups])
-        features = torch.cat([x * mask.to(x.dtype) for x, mask in groups], dim=1)
-        out = self._convolve(features, self.weight[:, :count])
-        out = out * ratio.to(out.dtype)
+        out = self._convolve([_masked(x, mask) for x, mask in groups], self.weight[:, :count], ratio)
         shown = updated
         if prior is not None:
-            x, mask = prior
-            prior_ratio, known = self._normalisation([(mask, x.shape[1])])
-            convolved = self._convolve(x * mask.to(x.dtype), self.weight[:, count:])
-            out = out + convolved * prior_ratio.to(out.dtype)
+            prior_ratio, known = self._normalisation([(prior[1], prior[0].shape[1])])
+            out = out + self._convolve([_masked(*prior)], self.weight[:, count:], prior_ratio)
             shown = torch.maximum(updated, known)
         if self.bias is not None:
-            out = out + self.bias.to(out.dtype).view(1, -1, 1, 1, 1) * shown.to(out.dtype)
+            out = torch.addcmul(out, self.bias.to(out.dtype).view(1, -1, 1, 1, 1), shown.to(out.dtype))
         return out, updated
 
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv3d(x, weight, stride=self.stride, padding=self.kernel // 2)
+    def _convolve(self, masked: list[Tensor], weight: Tensor, ratio: Tensor) -> Tensor:
+        features = torch.cat(masked, dim=1) if len(masked) > 1 else masked[0]
+        convolved = F.conv3d(features, weight, stride=self.stride, padding=self.kernel // 2)
+        # In place: the backward pass of a convolution does not need what it gave.
+        return convolved.mul_(ratio.to(convolved.dtype))
 
     def _normalisation(self, masks: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         """sum(1) / sum(M) (0 where sum(M) is 0) and the updated mask, float32: the sums reach C k^3."""
         with torch.no_grad(), torch.autocast(masks[0][0].device.type, enabled=False):
             window = self.kernel**3
-            sums = torch.stack([self._box(mask.float()) * channels for mask, channels in masks]).sum(0)
-            updated = (sums > 0).float()
+            sums = reduce(torch.add, [self._box(mask.float()) * channels for mask, channels in masks])
             ones = float(window * sum(channels for _, channels in masks))
-            return updated * ones / sums.clamp_min(1.0), updated
+            updated = sums.clamp(0, 1)
+            return updated.mul(ones).div_(sums.clamp_min_(1.0)), updated
 
     def _box(self, mask: Tensor) -> Tensor:
         """The sum over each window (zero outside the grid), one axis after another."""
@@ -90,10 +90,10 @@ class PartialConv3d(nn.Module):
         for axis in (2, 3, 4):
             windows = (mask.shape[axis] - self.kernel) // self.stride + 1
             spread = (windows - 1) * self.stride + 1
-            shifted = [mask.narrow(axis, start, spread) for start in range(self.kernel)]
             every = [slice(None)] * 5
             every[axis] = slice(None, None, self.stride)
-            mask = torch.stack([shift[tuple(every)] for shift in shifted]).sum(0)
+            shifted = (mask.narrow(axis, start, spread)[tuple(every)] for start in range(1, self.kernel))
+            mask = reduce(torch.Tensor.add_, shifted, mask.narrow(axis, 0, spread)[tuple(every)].clone())
         return mask
 
 
@@ -172,6 +172,13 @@ class _Level(nn.Module):
     def forward(self, groups: Sequence[Group], prior: Group | None = None) -> Group:
         features, mask = self.convolution(groups, prior)
         return F.leaky_relu(self.norm(features), 0.1, inplace=True), mask
+
+
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    """X * M, in the type that the convolution will take anyway: half the bytes under autocast."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return x.to(dtype) * mask.to(dtype)
 
 
 def _descend(levels: nn.ModuleList, group: Group) -> list[Group]:
