@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hepalign.cases.landmarks import Landmarks
-from hepalign.cases.phantom.acquire import ct_noise, store_hu
+from hepalign.cases.phantom.acquire import add_table, ct_noise, store_hu
 from hepalign.cases.phantom.case import PhantomCase
 from hepalign.cases.phantom.config import PhantomConfig
 from hepalign.cases.phantom.insertion import insert_probe
@@ -30,6 +30,7 @@ Point = NDArray[np.float64]
 AIR_HU = -1000.0
 MARGIN_MM = 40.0
 WORKING_SHARE = 0.6
+SKIN_MARGIN_MM = 4.0
 DISTANCE_STEP_MM = 5.0
 LANDMARKS, LANDMARKS_APART_MM = 40, 12.0
 # The guided filter smooths what varies less than this: noise, not organs' borders.
@@ -103,6 +104,7 @@ def _scan_pct(
 ) -> None:
     rng = np.random.default_rng([seed, *b"pct"])
     clean = _sample(patient.ct, points, patient.centre, AIR_HU)
+    clean = add_table(clean, patient.body.read(points)[0] < 0, geometry)
     noise = ct_noise(rng, geometry.shape, float(rng.uniform(*config.ct_noise_hu)), geometry.spacing_mm[0])
     volumes["pct"] = Volume(store_hu(clean + noise), geometry)
 
@@ -124,7 +126,8 @@ def _scan_ict(
         clean = _other_phase(rng, clean, geometry.spacing_mm[0])
     aim = _target(rng, patient, inner).astype(np.float32)[:, None]
     target = motion.from_anatomy(aim, iterations=30)[:, 0].astype(np.float64)
-    body = patient.body.read(points)[0] < 0
+    body = np.asarray(patient.body.read(points)[0] < 0)
+    clean = add_table(clean, body, geometry)
     noise = ct_noise(rng, geometry.shape, float(rng.uniform(*config.ct_noise_hu)), geometry.spacing_mm[0])
 
     def skin(world: Array) -> Array:
@@ -161,6 +164,9 @@ def _prepare(ct: Volume, liver: Volume | None, tumour: Volume | None, spacing_mm
     body = body_mask(smooth).as_mask()
     if not body.any():
         raise BadInputError("the CT shows no patient: no body denser than air was found", code="no_body")
+    # The couch stays behind: it must not bend with the patient.
+    near = ndimage.binary_dilation(body, iterations=max(1, round(SKIN_MARGIN_MM / fine)))
+    smooth = smooth.with_data(np.where(near, smooth.as_float(), np.float32(AIR_HU)))
     centre = _centre(body, liver, grid)
     return _Patient(smooth, liver or _stand_in_liver(body, grid), tumour, _body_distance(body, grid, centre), centre)
 
