@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import cast
 
 import numpy as np
@@ -48,13 +49,18 @@ class SynthesisLosses(BaseModel):
 
 
 class SynthesisOptimizer(BaseModel):
-    """Adam as in the CycleGAN paper: a constant rate, then linearly to 0 from `decay_from` (a share of the epochs)."""
+    """Adam as in the CycleGAN paper: a constant rate, then linearly to 0 from `decay_from` (a share of the epochs).
+
+    An adversarial training circles around its solution, so what is judged and released is the running mean of the
+    MR to CT generator's weights (Yazıcı et al. 2019, arXiv 1806.04498), each step weighing 1 - `average`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     generator_rate: float = Field(default=2e-4, gt=0)
     discriminator_rate: float = Field(default=2e-4, gt=0)
     beta1: float = Field(default=0.5, ge=0, lt=1)
+    average: float = Field(default=0.98, ge=0, lt=1)
     decay_from: float = Field(default=0.5, ge=0, le=1)
 
 
@@ -94,6 +100,8 @@ class SynthesisStage:
             }
         for net in self._nets.values():
             channels_last(net.to(device))
+        self._mean = deepcopy(self._nets["to_ct"]).eval().requires_grad_(False)
+        self._averaged = 0
         betas, rates = (config.optimizer.beta1, 0.999), config.optimizer
         self._optimizers = {
             "generators": Adam(self._parameters("to_ct", "to_mr"), rates.generator_rate, betas),
@@ -112,23 +120,29 @@ class SynthesisStage:
         self._nets = dict(nets)
 
     def export(self) -> tuple[nn.Module, BaseModel]:
-        """The MR to CT generator."""
-        return unwrap(self._nets["to_ct"]), self.config.net
+        """The MR to CT generator with its mean weights."""
+        return self._mean, self.config.net
 
     def optimizers(self) -> dict[str, Optimizer]:
         """One for both generators, one for both discriminators."""
         return dict(self._optimizers)
 
     def state(self) -> dict[str, object]:
-        """The image buffers and the random numbers of this rank."""
-        buffers = {name: buffer.state() for name, buffer in self._buffers.items()}
-        return {"buffers": buffers, "generator": self._generator.get_state()}
+        """The image buffers and the random numbers of this rank, and the mean generator."""
+        return {
+            "buffers": {name: buffer.state() for name, buffer in self._buffers.items()},
+            "generator": self._generator.get_state(),
+            "mean": {name: value.cpu().clone() for name, value in self._mean.state_dict().items()},
+            "averaged": self._averaged,
+        }
 
     def load_state(self, state: Mapping[str, object]) -> None:
         """Go on from what `state` gave."""
         for name, buffer in cast("Mapping[str, Mapping[str, object]]", state["buffers"]).items():
             self._buffers[name].load_state(buffer)
         self._generator.set_state(cast("Tensor", state["generator"]))
+        self._mean.load_state_dict(cast("Mapping[str, Tensor]", state["mean"]))
+        self._averaged = cast("int", state["averaged"])
 
     def loader(self, split: Split, *, epoch: int, rank: int, world_size: int) -> Iterable[Batch]:
         """Patches of MR and CT."""
@@ -175,6 +189,7 @@ class SynthesisStage:
             - weights.mutual_information * terms["mutual_information"]
         )
         yield Update(self._optimizers["generators"], loss, _detached(terms))
+        self._average()
 
         with autocast(self.device):
             of_ct = self._judge("judge_ct", ct, self._buffers["ct"].exchange(fake_ct))
@@ -206,8 +221,17 @@ class SynthesisStage:
 
     def _synthesise(self, mr: Tensor) -> Tensor:
         with autocast(self.device):
-            fake: Tensor = unwrap(self._nets["to_ct"])(mr)
+            fake: Tensor = self._mean(mr)
         return fake
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Take the step just made into the mean; the first ones weigh more, or the start would linger."""
+        self._averaged += 1
+        share = max(1 - self.config.optimizer.average, 1 / self._averaged)
+        now = unwrap(self._nets["to_ct"]).parameters()
+        for mean, value in zip(self._mean.parameters(), now, strict=True):
+            mean.lerp_(value, share)
 
     def _judge(self, name: str, real: Tensor, fake: Tensor) -> Tensor:
         of_real, of_fake = self._nets[name](torch.cat([real, fake])).chunk(2)

@@ -131,3 +131,18 @@ def test_pictures_and_export(tmp_path) -> None:  # type: ignore[no-untyped-def]
     net, config = stage.export()
     digest = save_weights(net, config, tmp_path, "synthesis")
     assert load_weights(tmp_path, "synthesis", digest).config.patch == stage.config.data.patch
+
+
+def test_the_released_generator_is_the_mean_over_the_last_steps() -> None:
+    stage = helper.synthesis_stage()
+    seen = []
+    for _ in range(3):
+        for update in stage.updates(helper.synthesis_batch()):
+            update.optimizer.zero_grad()
+            update.loss.backward()
+            update.optimizer.step()
+        seen.append([parameter.detach().clone() for parameter in stage.nets()["to_ct"].parameters()])
+    net, _ = stage.export()
+    # shares 1, 1/2, 1/3: the first steps' plain mean
+    for mean, values in zip(net.parameters(), zip(*seen, strict=True), strict=True):
+        torch.testing.assert_close(mean, torch.stack(values).mean(0))
