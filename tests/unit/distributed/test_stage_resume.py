@@ -25,7 +25,7 @@ TINY: dict[str, dict[str, object]] = {
         "data": {"patch": [16, 16, 16], "spacing_mm": 10.0, "samples_per_case": 2},
         "net": {"widths": [2, 4]},
     },
-    "registration": {"data": {"shape": [32, 32, 32], "spacing_mm": 9.0}},
+    "registration": {"data": {"shape": [48, 48, 48], "spacing_mm": 7.0}},
 }
 
 
