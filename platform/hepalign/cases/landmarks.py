@@ -71,12 +71,17 @@ def parse_landmarks(text: str, *, name: str) -> Landmarks:
         BadInputError: `bad_landmarks` for a missing column, a coordinate that is not a finite number, or a name
             that stands twice or is empty.
     """
-    rows = csv.DictReader(io.StringIO(text.lstrip("\ufeff")), skipinitialspace=True)
-    if not set(COLUMNS) <= set(rows.fieldnames or ()):
+    # newline=None reads the line ends of every system
+    reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff"), newline=None), skipinitialspace=True)
+    try:
+        rows, columns = list(reader), set(reader.fieldnames or ())
+    except csv.Error as error:
+        raise BadInputError(f"{name}: is no CSV text", code="bad_landmarks") from error
+    if not set(COLUMNS) <= columns:
         raise BadInputError(f"{name}: the first line must name the columns {','.join(COLUMNS)}", code="bad_landmarks")
     names: list[str] = []
     points: list[list[float]] = []
-    for row in rows:
+    for number, row in enumerate(rows, start=2):
         try:
             point = [float(row[axis]) for axis in COLUMNS[1:]]
         except (TypeError, ValueError):
@@ -84,7 +89,7 @@ def parse_landmarks(text: str, *, name: str) -> Landmarks:
         label = (row["name"] or "").strip()
         if not np.isfinite(point).all() or not label or label in names:
             raise BadInputError(
-                f"{name}: line {rows.line_num} needs a name of its own and three finite millimetre coordinates",
+                f"{name}: line {number} needs a name of its own and three finite millimetre coordinates",
                 code="bad_landmarks",
             )
         names.append(label)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hepalign.cases.landmarks import Landmarks, common, parse_landmarks, read_landmarks, write_landmarks
 from hepalign.errors import BadInputError
@@ -15,6 +18,11 @@ def test_round_trip(tmp_path: Path) -> None:
     back = read_landmarks(tmp_path / "pct_landmarks.csv")
     assert back.names == landmarks.names
     np.testing.assert_allclose(back.points_mm, landmarks.points_mm, atol=5e-4)
+
+
+def test_the_line_ends_of_every_system() -> None:
+    for end in ("\n", "\r\n", "\r"):
+        assert parse_landmarks(f"name,x,y,z{end}a,1,2,3{end}", name="p.csv").names == ("a",)
 
 
 def test_columns_may_stand_in_any_order_and_others_are_ignored() -> None:
@@ -31,6 +39,13 @@ def test_bad_text_is_refused_by_name(text: str) -> None:
     with pytest.raises(BadInputError, match=r"^p\.csv: ") as error:
         parse_landmarks(text, name="p.csv")
     assert error.value.code == "bad_landmarks"
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for document in (text, f"name,x,y,z\n{text}"):
+        with contextlib.suppress(BadInputError):
+            assert np.isfinite(parse_landmarks(document, name="p.csv").points_mm).all()
 
 
 def test_not_text(tmp_path: Path) -> None:

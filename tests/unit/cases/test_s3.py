@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from flaky_s3 import FlakyS3, flaky_s3
 from toy_cases import toy_case, toy_cohort
+from toy_dicom import write_dicom
 
 from hepalign.cases import s3
 from hepalign.cases.cohort import open_cohort
 from hepalign.cases.manifest import sha256_of
 from hepalign.cases.prepared import cache_folder
+from hepalign.cases.sources.importing import import_case
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError, HepalignError, UsageError, WorkFailedError
+from hepalign.image.nifti import write_nifti
 
 URL = "s3://bucket/cohorts/toy"
 
@@ -192,6 +195,25 @@ def test_an_upload_of_other_content_is_not_mixed_in(
     s3.upload(path, "bucket", "big.bin", sha256_of(path))
     s3.download("bucket", "big.bin", tmp_path / "back.bin")
     assert sha256_of(tmp_path / "back.bin") == sha256_of(path)
+
+
+def test_images_are_imported_from_a_bucket(store: FlakyS3, tmp_path: Path) -> None:
+    image = toy_case(0)["volumes"]["pct"]
+    write_nifti(image, tmp_path / "pct.nii.gz")
+    keys = {"inbox/erika.nii.gz": tmp_path / "pct.nii.gz"}
+    keys |= {f"inbox/ict/{path.name}": path for path in write_dicom(image, tmp_path / "ict").iterdir()}
+    keys["inbox/ict2/other"] = tmp_path / "pct.nii.gz"
+    for key, path in keys.items():
+        s3.upload(path, "bucket", key, sha256_of(path))
+    images = {"pct": "s3://bucket/inbox/erika.nii.gz", "ict": "s3://bucket/inbox/ict"}
+    import_case(tmp_path / "c", "one", images=images, shape=(40, 32, 32), spacing_mm=4)
+    cohort = open_cohort(tmp_path / "c")
+    pct, ict = (cohort.volume(cohort.cases()[0], role).as_float() for role in ("pct", "ict"))
+    np.testing.assert_allclose(pct, ict, atol=1)
+    with pytest.raises(UsageError, match=r"^pmr: ") as error:
+        import_case(tmp_path / "c", "two", images={"pmr": "s3://bucket/inbox/Mustermann"})
+    assert error.value.code == "no_such_file"
+    assert "Mustermann" not in error.value.message
 
 
 def test_errors_say_what_to_mend(store: FlakyS3, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,29 @@
 from __future__ import annotations
 
+import contextlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from toy_cases import toy_case, toy_cohort
 
 from hepalign.cases.cohort import open_cohort
 from hepalign.cases.manifest import Manifest, parse_manifest
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["id", "patient", "split", "files", "attributes"]), inner, max_size=5)
+    ),
+    max_leaves=12,
+)
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -131,3 +144,9 @@ def test_other_json_is_no_manifest(data: bytes) -> None:
     with pytest.raises(BadInputError) as error:
         parse_manifest(data)
     assert error.value.code == "bad_manifest"
+
+
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps({"schema_version": 1, "cases": value}).encode()))
+def test_any_bytes_are_a_manifest_or_refused(data: bytes) -> None:
+    with contextlib.suppress(BadInputError):
+        parse_manifest(data)

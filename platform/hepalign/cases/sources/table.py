@@ -97,13 +97,16 @@ def _rows(table: Path) -> list[dict[str, str]]:
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"{table.name}: cannot be read as a UTF-8 table", code="bad_table") from error
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    names = set(reader.fieldnames or ())
+    reader = csv.DictReader(io.StringIO(text, newline=None), skipinitialspace=True)
+    try:
+        read, names = list(reader), set(reader.fieldnames or ())
+    except csv.Error as error:
+        raise BadInputError(f"{table.name}: is no CSV text", code="bad_table") from error
     if "case" not in names or not names <= set(COLUMNS):
         unknown = ", ".join(sorted(str(name) for name in names - set(COLUMNS))) or "none"
         message = f"{table.name}: needs a column 'case' and knows {', '.join(COLUMNS)}; unknown: {unknown}"
         raise BadInputError(message, code="bad_table")
-    rows = [{key: (value or "").strip() for key, value in row.items() if key is not None} for row in reader]
+    rows = [{key: (value or "").strip() for key, value in row.items() if key is not None} for row in read]
     ids = [row["case"] for row in rows]
     if not rows or len(set(ids)) != len(ids):
         raise BadInputError(f"{table.name}: holds no case, or one case twice", code="bad_table")
