@@ -42,8 +42,8 @@ def box_plots(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str], ke
             shown = [(m, _values(rows, pair, m, key)) for m in families]
             shown = [(method, values) for method, values in reversed(shown) if values]
             boxes = axes.boxplot(
-                [values for _, values in shown], vert=False, widths=0.6, patch_artist=True, showfliers=False,
-                medianprops={"color": INK, "linewidth": 1.4},
+                [values for _, values in shown], orientation="horizontal", widths=0.6, patch_artist=True,
+                showfliers=False, medianprops={"color": INK, "linewidth": 1.4},
             )  # fmt: skip
             axes.set_yticks(range(1, len(shown) + 1), [method for method, _ in shown])
             for place, (patch, (method, values)) in enumerate(zip(boxes["boxes"], shown, strict=True), start=1):

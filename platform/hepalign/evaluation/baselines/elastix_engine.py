@@ -13,8 +13,8 @@ from hepalign.transform.displacement import DisplacementField, nearest_linear
 RESOLUTIONS = 4
 # The final control points stand this far apart; Klein et al. 2010 (elastix), abdominal parameter files: 10–20 mm.
 CONTROL_SPACING_MM = 16.0
-ITERATIONS = 500
-SAMPLES = 4096
+ITERATIONS = 256
+SAMPLES = 2048
 
 
 def elastix(problem: Problem) -> DisplacementField:
