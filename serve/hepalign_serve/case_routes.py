@@ -162,7 +162,14 @@ def _as_dicom(context: Context, path: Path, sealed: str, result: dict[str, Any])
     names = {int(value): str(name) for value, name in result.get("labels", {}).items()}
     header = context.vault.open(context.data_folder / sealed)
     labels = names if stem == "labels_on_ict" else {}
-    return export(stem, read_nifti(path), labels, header, str(result.get("release", "")))
+    return export(stem, read_nifti(path), labels, header, _release_name(result))
+
+
+def _release_name(result: dict[str, Any]) -> str:
+    release = result.get("release", {})
+    return (
+        f"{release.get('name', 'hepalign')} {release.get('version', '')}".strip() if isinstance(release, dict) else ""
+    )
 
 
 def _open(session: Session, site: str, case_id: str, context: Context) -> CaseRow:

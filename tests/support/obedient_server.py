@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
         release_poll_s=0.5,
         ray_cpus=4,
         plan=Lane(deadline_s=60, attempts=3),
-        guide=Lane(deadline_s=15, attempts=2),
+        guide=Lane(deadline_s=30, attempts=2),
         limits=Limits(
             upload_bytes=8 * 2**20, stall_s=1.5, requests_per_minute=100_000, queued_jobs=6, site_queued_jobs=4
         ),

@@ -95,7 +95,7 @@ async function showResult(job) {
   $("verdict").className = $("picture").className = quality.status;
   $("verdict").textContent = [words[quality.status] ?? quality.status, ...(quality.reasons ?? []), ...warnings].join(" · ");
   if (job.artifacts.includes("overview.png")) $("overview").src = URL.createObjectURL(await artifact(job.case, "overview.png", job.id));
-  fact("Release", job.result.release);
+  fact("Release", `${job.result.release?.name} ${job.result.release?.version}`);
   fact("Method", quality.method);
   fact("Time", `${job.result.timings?.compute_s ?? "?"} s`);
   fact("Folding", quality.folding_fraction);
