@@ -107,6 +107,11 @@ def test_damaged_encrypted_and_unusual_archives(tmp_path: Path) -> None:
     secret[whole.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "secret.zip").write_bytes(secret)
     refused(tmp_path / "secret.zip", "bad_archive", 422)
+    nameless = bytearray(whole)
+    at = whole.index(b"PK\x01\x02")
+    nameless[at + 28 : at + 30] = bytes(2)
+    (tmp_path / "nameless.zip").write_bytes(nameless)
+    refused(tmp_path / "nameless.zip", "bad_archive", 422)
     lzma = packed(tmp_path / "lzma.zip", {"a.dcm": as_bytes(one(0))}, zipfile.ZIP_LZMA)
     refused(lzma, "bad_archive", 422)
     refused(packed(tmp_path / "empty.zip", {}), "no_images", 415)

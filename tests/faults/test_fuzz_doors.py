@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from dicom_series import as_bytes, enhanced, one, series
+from dicom_series import as_bytes, enhanced, one, series, zipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nifti_bytes import gz, nifti1, nifti2, voxels
@@ -108,3 +108,22 @@ def test_dicom_door(content: bytes, changes: list[Mutation], cut: float) -> None
         for number, other in enumerate([broken, *others]):
             (Path(folder) / f"{number}.dcm").write_bytes(other)
         survives(lambda: load_series(folder))
+
+
+def zip_bytes() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return zipped(Path(folder) / "ct.zip", series()).read_bytes()
+
+
+ZIP = zip_bytes()
+
+
+@BOUNDED
+@given(MUTATIONS, CUTS, st.booleans())
+def test_zip_door(changes: list[Mutation], cut: float, at_the_end: bool) -> None:
+    # The directory stands at the end: mutate it as densely as the first members.
+    content = mutated(ZIP[::-1], changes, 1.0)[::-1] if at_the_end else mutated(ZIP, changes, cut)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "ct.zip").write_bytes(b"PK\x03\x04" + content[4:])
+        survives(lambda: load_series(Path(folder) / "ct.zip"))
+        assert [path.name for path in Path(folder).iterdir()] == ["ct.zip"]

@@ -20,6 +20,11 @@ MAX_ARCHIVE_BYTES = 1 << 30
 _END_BYTES, _COMMENT_BYTES = 22, 65535
 _LOCAL_NAMES_AT = 26
 _CHUNK = 1 << 20
+# zipfile trusts its directory: an empty name is an IndexError, one in no encoding a ValueError.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, RuntimeError, OSError, IndexError,
+    ValueError, OverflowError,
+)  # fmt: skip
 _ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 
 
@@ -51,8 +56,8 @@ def read_members(path: Path, name: str) -> Iterator[bytes]:
                 if sum(member.file_size for member in members) > MAX_ARCHIVE_BYTES:
                     raise _too_large(name)
                 yield from _inflate(archive, members, name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, OSError) as error:
-        raise BadInputError(f"{name}: the archive is damaged; pack it again", code="bad_archive") from error
+    except _DAMAGE:
+        raise BadInputError(f"{name}: the archive is damaged; pack it again", code="bad_archive") from None
 
 
 def _check_directory(file: BinaryIO, name: str) -> None:
