@@ -44,6 +44,8 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         else:
             # Nobody takes this machine away at short notice: one helper process less.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            # Ray's workers would give way to everything else on the machine; here they are the work.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             # Ray turns token authentication on for a private cluster; without this it would write one to the home.
             if not _has_token():
                 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
