@@ -115,7 +115,7 @@ def test_fault_72_when_the_fallback_fails_too_nothing_is_warped(
 ) -> None:
     made = made_plan(bundle, pair.moving, liver=True)
 
-    def not_finite(self: Levels, residual: Tensor, deadline: float | None, *, coarse: bool) -> Tensor:
+    def not_finite(self: Levels, residual: Tensor, deadline: float | None) -> Tensor:
         return residual * float("nan")
 
     monkeypatch.setattr(Levels, "refine", not_finite)

@@ -171,7 +171,7 @@ def deform(
             refining = True
         clock.mark("network")
     if refining:
-        residual = levels.refine(residual, clock.deadline, coarse=method == ["affine"])
+        residual = levels.refine(residual, clock.deadline)
         method.append("refine")
         clock.mark("refine")
     failed = None if torch.isfinite(residual).all() else "no registration could be computed"
