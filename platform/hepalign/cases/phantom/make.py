@@ -194,7 +194,7 @@ def _scan_pmr(
     volumes: dict[str, Volume],
 ) -> None:
     painter = _paint(anatomy, points, geometry, [scans.pmr, scans.pct], "pmr", volumes)
-    # A grid whose own slices are thick has its voxels' extent painted in; a finer one is averaged over the slice.
+    # Averages over the slice on a fine grid; on a clinical grid, whose slices are as thick, it samples at their middle.
     slice_voxels = scans.mr_slice_mm / geometry.spacing_mm[2]
     mr = acquire.mr_acquisition(
         rng, painter.images[0], noise=scans.mr_noise, slice_voxels=slice_voxels, shading=scans.mr_shading

@@ -42,9 +42,7 @@ class Needle:
         return direction
 
 
-def draw_needles(
-    rng: np.random.Generator, count: int, target: Point, body: Distance, forbidden: Distance | None = None
-) -> list[Needle]:
+def draw_needles(rng: np.random.Generator, count: int, target: Point, body: Distance) -> list[Needle]:
     """Needles that enter from the front or the patient's right and end in or just past the target.
 
     Args:
@@ -52,7 +50,6 @@ def draw_needles(
         count: how many.
         target: tumour centre, world mm of the image.
         body: signed distance of the skin at image points (3, N).
-        forbidden: signed distance of what a course should not cross (bone, lung), if known.
     """
     azimuth = rng.uniform(-25, 100)
     elevation = rng.choice([0.0, rng.uniform(-25, 15)])
