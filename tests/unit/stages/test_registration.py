@@ -49,7 +49,7 @@ def test_a_few_steps_lower_the_end_point_error() -> None:
     assert abs(before - 6.0) < 0.2
     for _ in range(25):
         step(one, data)
-    assert one.score(data)["liver_error_mm"] < 0.6 * before
+    assert one.score(data)["liver_error_mm"] < 0.8 * before
 
 
 def test_the_same_seed_gives_the_same_loss() -> None:
