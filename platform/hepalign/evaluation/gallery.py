@@ -34,24 +34,15 @@ def pair_picture(patient: Patient, pair: Pair, field: DisplacementField) -> str:
     fixed = patient.volume(fixed_role)
     field = resample_field(field, fixed.geometry)
     canonical = _canonical(fixed.geometry)
-    still = _display(resample(fixed, canonical), fixed_role)
-    moved = _display(resample(warp(patient.volume(moving_role), field), canonical), moving_role)
-    outlines = [
-        _outline(patient, role, canonical, field if role == moving_role else None) for role in (fixed_role, moving_role)
-    ]
-    vectors = np.stack(
-        [
-            resample(Volume(np.ascontiguousarray(field.vectors[..., a]), field.geometry), canonical).as_float()
-            for a in range(3)
-        ],
-        axis=-1,
-    )
-    jacobian = resample(Volume(jacobian_determinants(field), field.geometry), canonical).as_float()
+    jacobian = Volume(jacobian_determinants(field), field.geometry)
     centre = _centre(patient, fixed_role, canonical)
     figure = Figure(figsize=(15, 5.4), facecolor=BACKGROUND)
     for row, axis in enumerate((1, 2)):
-        index = int(centre[axis])
-        tiles = [_slice(v, axis, index) for v in (still, moved)]
+        plane = _plane(canonical, axis, int(centre[axis]))
+        here = resample_field(field, plane)
+        moved = _display(warp(patient.volume(moving_role), here), moving_role, patient.volume(moving_role))
+        tiles = [_tile(_display(resample(fixed, plane), fixed_role, fixed), axis), _tile(moved, axis)]
+        outlines = [_outline(patient, fixed_role, plane, None), _outline(patient, moving_role, plane, here)]
         checker = _checker(tiles[0].shape, CHECKER_MM / PICTURE_SPACING_MM)
         for column in range(6):
             axes = figure.add_axes((column / 6 + 0.002, 0.5 - 0.5 * row, 1 / 6 - 0.004, 0.46))
@@ -67,14 +58,16 @@ def pair_picture(patient: Patient, pair: Pair, field: DisplacementField) -> str:
                 _grey(axes, np.where(checker, tiles[0], tiles[1]))
             elif column == 4:
                 _grey(axes, tiles[0] * 0.7)
-                _arrows(axes, vectors, axis, index)
+                _arrows(axes, here.vectors, axis)
             else:
-                shown = axes.imshow(_slice(jacobian, axis, index), origin="lower", cmap="RdBu_r", vmin=0, vmax=2)
+                shown = axes.imshow(
+                    _tile(resample(jacobian, plane).as_float(), axis), origin="lower", cmap="RdBu_r", vmin=0, vmax=2
+                )
                 _bar(figure, shown, column, row)
             if column in (0, 1, 3):
                 for outline, colour in zip(outlines, ("#39d98a", "#ffb020"), strict=True):
-                    if outline is not None and _slice(outline, axis, index).any():
-                        axes.contour(_slice(outline, axis, index), levels=[0.5], colors=[colour], linewidths=1.0)
+                    if outline is not None and outline.any():
+                        axes.contour(_tile(outline, axis), levels=[0.5], colors=[colour], linewidths=1.0)
             if row == 0:
                 titles = (fixed_role, f"{moving_role} warped", "fused", "checkerboard", "displacement", "Jacobian")
                 axes.set_title(titles[column], color="#c8d3e6", fontsize=11, pad=4)
@@ -84,12 +77,13 @@ def pair_picture(patient: Patient, pair: Pair, field: DisplacementField) -> str:
 def hole_picture(ict: Volume, inpainted: Volume, clean: Volume, hole: Volume) -> str:
     """The iCT, the inpainted CT and the true clean CT where the hole is largest; a JPEG as a data URI."""
     canonical = _canonical(ict.geometry)
-    mask = resample(hole.with_data(hole.as_mask().astype(np.uint8)), canonical, mode="nearest").as_mask()
-    index = int(mask.sum(axis=(0, 1)).argmax())
+    coarse = hole.with_data(hole.as_mask().astype(np.uint8))
+    largest = int(resample(coarse, canonical, mode="nearest").as_mask().sum(axis=(0, 1)).argmax())
+    plane = _plane(canonical, 2, largest)
+    mask = _tile(resample(coarse, plane, mode="nearest").as_mask(), 2)
     figure = Figure(figsize=(15, 3.9), facecolor=BACKGROUND)
     images = [("ict with the coarse mask", ict), ("inpainted", inpainted), ("truth", clean)]
-    shown = [_display(resample(volume, canonical), "ict") for _, volume in images]
-    tiles = [(_slice(image, 2, index), title) for (title, _), image in zip(images, shown, strict=True)]
+    tiles = [(_tile(_display(resample(image, plane), "ict", image), 2), title) for title, image in images]
     error = np.abs(tiles[1][0] - tiles[2][0])
     for column, (tile, title) in enumerate([*tiles, (error, "|inpainted − truth|")]):
         axes = figure.add_axes((column / 4 + 0.002, 0.0, 1 / 4 - 0.004, 0.91))
@@ -99,8 +93,8 @@ def hole_picture(ict: Volume, inpainted: Volume, clean: Volume, hole: Volume) ->
             axes.imshow(tile, origin="lower", cmap="magma", vmin=0, vmax=0.5)
         else:
             _grey(axes, tile)
-        if column != 2 and _slice(mask, 2, index).any():
-            axes.contour(_slice(mask, 2, index), levels=[0.5], colors=["#4cc9f0"], linewidths=0.9)
+        if column != 2 and mask.any():
+            axes.contour(mask, levels=[0.5], colors=["#4cc9f0"], linewidths=0.9)
     return _encode(figure)
 
 
@@ -113,20 +107,26 @@ def _canonical(geometry: Geometry) -> Geometry:
     return Geometry.from_spacing(shape, PICTURE_SPACING_MM, origin_mm=low)
 
 
-def _display(volume: Volume, role: str) -> NDArray[np.float32]:
-    data = volume.as_float()
-    low, high = np.percentile(data, (1, 99.5)) if role == "pmr" else CT_DISPLAY_HU
-    return np.clip((data - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+def _plane(grid: Geometry, axis: int, index: int) -> Geometry:
+    """One slice of a grid, as a grid: whole volumes need not be resampled for a picture."""
+    start, shape = [0, 0, 0], list(grid.shape)
+    start[axis], shape[axis] = index, 1
+    return grid.crop((start[0], start[1], start[2]), (shape[0], shape[1], shape[2]))
 
 
-def _outline(patient: Patient, role: str, grid: Geometry, field: DisplacementField | None) -> NDArray[np.bool_] | None:
+def _display(volume: Volume, role: str, whole: Volume) -> NDArray[np.float32]:
+    """Grey values 0 … 1; an MR's range is that of the whole image."""
+    low, high = np.percentile(whole.as_float(), (1, 99.5)) if role == "pmr" else CT_DISPLAY_HU
+    return np.clip((volume.as_float() - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+
+
+def _outline(patient: Patient, role: str, plane: Geometry, field: DisplacementField | None) -> NDArray[np.bool_] | None:
     mask = patient.mask(f"{role}_liver")
     if mask is None:
         return None
     mask = mask.with_data(mask.data.astype(np.uint8))
-    if field is not None:
-        mask = warp(mask, field, mode="nearest")
-    return resample(mask, grid, mode="nearest").as_mask()
+    carried = resample(mask, plane, mode="nearest") if field is None else warp(mask, field, mode="nearest")
+    return carried.as_mask()
 
 
 def _centre(patient: Patient, role: str, grid: Geometry) -> NDArray[np.int64]:
@@ -138,9 +138,9 @@ def _centre(patient: Patient, role: str, grid: Geometry) -> NDArray[np.int64]:
     return np.asarray(grid.shape) // 2
 
 
-def _slice(volume: NDArray[np.generic], axis: int, index: int) -> NDArray[np.float32]:
+def _tile(plane: NDArray[np.generic], axis: int) -> NDArray[np.float32]:
     # radiological: the patient's right stands on the left
-    return np.asarray(np.take(volume, index, axis=axis).T[:, ::-1], np.float32)
+    return np.asarray(np.take(plane, 0, axis=axis).T[:, ::-1], np.float32)
 
 
 def _checker(shape: tuple[int, ...], step: float) -> NDArray[np.bool_]:
@@ -153,9 +153,9 @@ def _grey(axes: object, tile: NDArray[np.float32]) -> None:
     axes.imshow(tile, origin="lower", cmap="gray", vmin=0, vmax=1, aspect="equal")  # type: ignore[attr-defined]
 
 
-def _arrows(axes: object, vectors: NDArray[np.float32], axis: int, index: int) -> None:
+def _arrows(axes: object, vectors: NDArray[np.float32], axis: int) -> None:
     step = max(1, round(QUIVER_MM / PICTURE_SPACING_MM))
-    plane = np.take(vectors, index, axis=axis)
+    plane = np.take(vectors, 0, axis=axis)
     first, second = (a for a in range(3) if a != axis)
     u, v = -plane[..., first].T[:, ::-1], plane[..., second].T[:, ::-1]
     rows, columns = np.mgrid[step // 2 : u.shape[0] : step, step // 2 : u.shape[1] : step]

@@ -57,7 +57,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline(
             "elastix",
             "deformable",
-            "itk-elastix; rigid, then B-splines 16 mm apart, Mattes MI, 4 resolutions, 256 x 2048 samples (its defaults), fixed mask",
+            "itk-elastix; rigid, then B-splines 16 mm apart, Mattes MI, 4 resolutions, its default samples, mask",
             _lazy("elastix_engine", "elastix"),
             module="itk",
         ),
