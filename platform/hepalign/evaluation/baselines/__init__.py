@@ -23,7 +23,10 @@ def _lazy(module: str, function: str) -> Callable[[Problem], DisplacementField]:
     return engine
 
 
-_GREEDY_START = "picsl-greedy; rigid, then affine by NMI (100x40x0), coarse probe mask as -gm; deformable by"
+_GREEDY_START = (
+    "picsl-greedy, 100x40x0 (x20 at full resolution above 3 mm voxels, 100x40 on tiny grids), coarse probe mask as -gm; "
+    "rigid, then affine by NMI (rigid kept where the affine runs off); deformable by"
+)
 
 BASELINES: dict[str, Baseline] = {
     baseline.name: baseline
@@ -43,14 +46,14 @@ BASELINES: dict[str, Baseline] = {
         Baseline(
             "greedy-nmi",
             "deformable",
-            f"{_GREEDY_START} NMI, -s 3vox 1vox, 100x40x0: the strongest we found across modalities",
+            f"{_GREEDY_START} NMI, -s 3vox 1vox: the strongest we found across modalities",
             _lazy("greedy", "greedy_nmi"),
             module="picsl_greedy",
         ),
         Baseline(
             "greedy-wncc",
             "deformable",
-            f"{_GREEDY_START} WNCC 4x4x4, -s 3vox 1vox, 100x40x0: the strongest we found within CT",
+            f"{_GREEDY_START} WNCC 4x4x4, -s 3vox 1vox: the strongest we found within CT",
             _lazy("greedy", "greedy_wncc"),
             module="picsl_greedy",
         ),

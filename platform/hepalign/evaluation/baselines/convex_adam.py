@@ -17,7 +17,7 @@ from hepalign.shapes import Mask3
 from hepalign.transform.displacement import DisplacementField, compose, resample_field
 from hepalign.transform.warp import warp
 
-# ConvexAdam's lengths are voxels: they were tuned at about 2 mm, and its cost volume grows with the grid.
+# ConvexAdam's lengths are voxels, and its cost volume grows with the grid.
 SPACING_MM = 2.5
 GRID_SPACING_VOXELS = 6
 SEARCH_HALF_WIDTH = 4

@@ -25,7 +25,7 @@ BINS = 256
 SEARCH_MM, LEVELS_MM = 8.0, (4.0, 2.0)
 COARSE_DEG, FINE_DEG, SEARCH_RANGE_DEG = 60.0, 18.0, 90.0
 STARTS_KEPT = 3
-# FLIRT perturbs the best starts by half a fine step in each rotation.
+# The best starts are perturbed by half a fine step in each rotation.
 PERTURBATION_DEG = FINE_DEG / 2
 # Samples fade out over the last voxel before the border, so that the cost does not jump as they leave.
 APODISATION_MM = 4.0

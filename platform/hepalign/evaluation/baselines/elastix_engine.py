@@ -11,7 +11,7 @@ from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField, nearest_linear
 
 RESOLUTIONS = 4
-# The final control points stand this far apart; Klein et al. 2010 (elastix), abdominal parameter files: 10–20 mm.
+# The final control points stand this far apart.
 CONTROL_SPACING_MM = 16.0
 ITERATIONS = 256
 SAMPLES = 2048
