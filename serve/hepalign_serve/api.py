@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -109,13 +110,17 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    # Values as sent may hold patient data: only the places and the rules go back.
-    wrong = [f"{'.'.join(str(p) for p in e['loc'] if not isinstance(p, str) or len(p) < 40)}: {e['type']}"
-             for e in error.errors()[:5]]  # fmt: skip
+    # Values and unknown keys as sent may hold patient data: only the schema's own names and the rules go back.
+    wrong = [f"{_place(found)}: {found['type']}" for found in error.errors()[:5]]
     malformed = any(e["type"] == "json_invalid" for e in error.errors())
     if malformed:
         return problems.response("bad_json", 400, "the body is not JSON")
     return problems.response("invalid_request", 422, "; ".join(wrong))
+
+
+def _place(found: Mapping[str, Any]) -> str:
+    place = found["loc"][:-1] if found["type"] == "extra_forbidden" else found["loc"]
+    return ".".join(str(part) for part in place)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

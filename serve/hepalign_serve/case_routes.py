@@ -167,9 +167,7 @@ def _as_dicom(context: Context, path: Path, sealed: str, result: dict[str, Any])
 
 def _release_name(result: dict[str, Any]) -> str:
     release = result.get("release", {})
-    return (
-        f"{release.get('name', 'hepalign')} {release.get('version', '')}".strip() if isinstance(release, dict) else ""
-    )
+    return f"{release.get('name', '')} {release.get('version', '')}".strip()
 
 
 def _open(session: Session, site: str, case_id: str, context: Context) -> CaseRow:
