@@ -24,7 +24,7 @@ def _lazy(module: str, function: str) -> Callable[[Problem], DisplacementField]:
 
 
 _GREEDY_START = (
-    "picsl-greedy, 100x40x0 (x20 at full resolution above 3 mm voxels, 100x40 on tiny grids), coarse probe mask as -gm; "
+    "picsl-greedy, 100x40x0 (x20 at full resolution above 3 mm voxels, 100x40 on tiny grids), probe mask as -gm; "
     "rigid, then affine by NMI (rigid kept where the affine runs off); deformable by"
 )
 
