@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from hepalign.nets.checkpoint import save_weights
 from hepalign.nets.cyclegan import GeneratorConfig, ResNetGenerator
 from hepalign.nets.partial_conv import PConvUNet

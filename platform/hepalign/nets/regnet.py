@@ -19,6 +19,11 @@ from hepalign.losses.similarity import MIND_CHANNELS, pooled_mind
 from hepalign.transform.velocity import integrate
 from hepalign.transform.warp import warp_tensor
 
+# Squared differences of MIND-SSC are some hundredths: this sharpness tells a match from its neighbours, and the
+# scale brings them to the size of the other features.
+FIRST_SHARPNESS = 150.0
+MATCH_SCALE = 20.0
+
 
 class RegNetConfig(BaseModel):
     """Widths and reach of `RegNet`.
@@ -58,7 +63,9 @@ class RegNet(nn.Module):
         self.encode_half = nn.Sequential(_conv(MIND_CHANNELS + 1, c), _conv(c, c))
         self.encode_quarter = nn.Sequential(_conv(c, 2 * c, stride=2), _conv(2 * c, 2 * c))
         coarse_costs = (2 * self.config.coarse_reach + 1) ** 3
-        self.coarse = _CoarseUNet(coarse_costs + 4 * c, width)
+        self.coarse = _CoarseUNet(2 * coarse_costs + 4 * c, width)
+        self.coarse_logits = _zero_head(width, coarse_costs)
+        self.sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS))
         fine_costs = (2 * self.config.fine_reach + 1) ** 3
         self.fine = nn.Sequential(_conv(fine_costs + 2 * c + 3, width), _conv(width, width), _conv(width, width))
         self.coarse_velocity = _velocity_head(width)
@@ -80,9 +87,14 @@ class RegNet(nn.Module):
         quarter = self.encode_quarter(features)
         moving_quarter, fixed_quarter = quarter[:batch], quarter[batch:]
 
-        costs = cost_volume(moving_quarter, fixed_quarter, self.config.coarse_reach)
-        coarse = self.coarse_velocity(self.coarse(torch.cat([costs, moving_quarter, fixed_quarter], 1)))
-        velocity_quarter = coarse.float()
+        reach = self.config.coarse_reach
+        costs = cost_volume(moving_quarter, fixed_quarter, reach)
+        mind = F.avg_pool3d(inputs[:, :MIND_CHANNELS].float(), 2)
+        matches = match_volume(mind[:batch], mind[batch:], reach)
+        seen = [costs, (MATCH_SCALE * matches).to(costs.dtype), moving_quarter, fixed_quarter]
+        context = self.coarse(torch.cat(seen, 1))
+        logits = self.sharpness * matches + self.coarse_logits(context).float()
+        velocity_quarter = expected_offset(logits, reach) + self.coarse_velocity(context).float()
         velocity = upsample_field(velocity_quarter)
         for _ in range(self.config.fine_iterations):
             displacement = integrate(velocity)
@@ -130,6 +142,27 @@ def cost_volume(moving: Tensor, fixed: Tensor, reach: int) -> Tensor:
     return torch.stack(costs, 1)
 
 
+def match_volume(moving: Tensor, fixed: Tensor, reach: int) -> Tensor:
+    """Minus the mean squared difference of MIND-SSC at each offset, averaged over 3³ voxels: [B,(2 reach+1)³,D,H,W]."""
+    padded = F.pad(moving, [reach] * 6, mode="replicate")
+    shape = fixed.shape[2:]
+    offsets = range(2 * reach + 1)
+    matches = [
+        -(fixed - padded[:, :, i : i + shape[0], j : j + shape[1], k : k + shape[2]]).square().mean(1)
+        for i in offsets
+        for j in offsets
+        for k in offsets
+    ]
+    return F.avg_pool3d(torch.stack(matches, 1), 3, stride=1, padding=1, count_include_pad=False)
+
+
+def expected_offset(logits: Tensor, reach: int) -> Tensor:
+    """The mean offset (voxels, [B,3,D,H,W]) under a softmax over the offsets within ±reach, after PDD-Net."""
+    steps = torch.arange(-reach, reach + 1, dtype=logits.dtype, device=logits.device)
+    offsets = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij")).reshape(3, -1)
+    return torch.einsum("bodhw,co->bcdhw", logits.softmax(1), offsets)
+
+
 def upsample_field(field: Tensor) -> Tensor:
     """A voxel field or velocity [B,3,d,h,w] on the grid of twice the shape, in that grid's voxels."""
     return 2 * F.interpolate(field, scale_factor=2, mode="trilinear", align_corners=False)
@@ -145,6 +178,15 @@ def _velocity_head(width: int) -> nn.Conv3d:
     head = nn.Conv3d(width, 3, 3, padding=1)
     # starts at the identity transform
     nn.init.normal_(head.weight, std=1e-4)
+    assert head.bias is not None
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _zero_head(width: int, outputs: int) -> nn.Conv3d:
+    """Adds nothing until it has learned."""
+    head = nn.Conv3d(width, outputs, 1)
+    nn.init.zeros_(head.weight)
     assert head.bias is not None
     nn.init.zeros_(head.bias)
     return head

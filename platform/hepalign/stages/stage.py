@@ -61,7 +61,9 @@ class Stage(Protocol):
         """Anything else a sample-exact resume needs (image buffers, phase); tensors and JSON values."""
         ...
 
-    def load_state(self, state: Mapping[str, object]) -> None: ...
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Take back what `state` gave."""
+        ...
 
     def loader(self, split: Split, *, epoch: int, rank: int, world_size: int) -> Iterable[Batch]:
         """The batches of one epoch for one rank, deterministic per (seed, epoch, rank)."""
