@@ -21,7 +21,7 @@ from hepalign.transform.warp import warp_tensor
 
 # Squared differences of MIND-SSC are some hundredths: this sharpness tells a match from its neighbours, and the
 # scale brings them to the size of the other features.
-FIRST_SHARPNESS = 150.0
+FIRST_SHARPNESS = 100.0
 MATCH_SCALE = 20.0
 
 
@@ -65,9 +65,11 @@ class RegNet(nn.Module):
         coarse_costs = (2 * self.config.coarse_reach + 1) ** 3
         self.coarse = _CoarseUNet(2 * coarse_costs + 4 * c, width)
         self.coarse_logits = _zero_head(width, coarse_costs)
-        self.sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS))
+        self.coarse_sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS))
         fine_costs = (2 * self.config.fine_reach + 1) ** 3
-        self.fine = nn.Sequential(_conv(fine_costs + 2 * c + 3, width), _conv(width, width), _conv(width, width))
+        self.fine = nn.Sequential(_conv(2 * fine_costs + 2 * c + 3, width), _conv(width, width), _conv(width, width))
+        self.fine_logits = _zero_head(width, fine_costs)
+        self.fine_sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS))
         self.coarse_velocity = _velocity_head(width)
         self.fine_velocity = _velocity_head(width)
 
@@ -89,19 +91,25 @@ class RegNet(nn.Module):
 
         reach = self.config.coarse_reach
         costs = cost_volume(moving_quarter, fixed_quarter, reach)
-        mind = F.avg_pool3d(inputs[:, :MIND_CHANNELS].float(), 2)
+        mind_half = inputs[:, :MIND_CHANNELS].float()
+        mind = F.avg_pool3d(mind_half, 2)
         matches = match_volume(mind[:batch], mind[batch:], reach)
         seen = [costs, (MATCH_SCALE * matches).to(costs.dtype), moving_quarter, fixed_quarter]
         context = self.coarse(torch.cat(seen, 1))
-        logits = self.sharpness * matches + self.coarse_logits(context).float()
+        logits = self.coarse_sharpness * matches + self.coarse_logits(context).float()
         velocity_quarter = expected_offset(logits, reach) + self.coarse_velocity(context).float()
         velocity = upsample_field(velocity_quarter)
+        reach = self.config.fine_reach
+        sources = torch.cat([moving_half.float(), mind_half[:batch]], 1)
         for _ in range(self.config.fine_iterations):
-            displacement = integrate(velocity)
-            warped = warp_tensor(moving_half.float(), displacement).to(fixed_half.dtype)
-            costs = cost_volume(warped, fixed_half, self.config.fine_reach)
-            inputs = torch.cat([costs, warped, fixed_half, velocity.to(fixed_half.dtype)], 1)
-            velocity = velocity + self.fine_velocity(self.fine(inputs)).float()
+            warped = warp_tensor(sources, integrate(velocity))
+            learned = warped[:, : moving_half.shape[1]].to(fixed_half.dtype)
+            matches = match_volume(warped[:, moving_half.shape[1] :], mind_half[batch:], reach)
+            costs = cost_volume(learned, fixed_half, reach)
+            seen = [costs, (MATCH_SCALE * matches).to(costs.dtype), learned, fixed_half, velocity.to(costs.dtype)]
+            context = self.fine(torch.cat(seen, 1))
+            logits = self.fine_sharpness * matches + self.fine_logits(context).float()
+            velocity = velocity + expected_offset(logits, reach) + self.fine_velocity(context).float()
         return Velocities(velocity_quarter, velocity)
 
 

@@ -46,7 +46,8 @@ def step(one: RegistrationStage, data: Batch) -> dict[str, float]:
 def test_a_few_steps_lower_the_end_point_error() -> None:
     one, data = stage(), batch()
     before = one.score(data)["liver_error_mm"]
-    assert abs(before - 6.0) < 0.2
+    # 6 mm were applied; matching alone, without any training, finds the better part of it
+    assert before < 3.0
     for _ in range(25):
         step(one, data)
     assert one.score(data)["liver_error_mm"] < 0.8 * before
