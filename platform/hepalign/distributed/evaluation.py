@@ -18,6 +18,7 @@ from hepalign.cases.cohort import open_cohort
 from hepalign.distributed.cluster import ray_session, require_cpus
 from hepalign.errors import HepalignError
 from hepalign.evaluation.evaluate import DEFAULT_BASELINES, Evaluation, evaluate
+from hepalign.evaluation.variants import is_variant
 from hepalign.inference.bundle import Bundle, load_bundle
 from hepalign.inference.whole_case import run_case
 from hepalign.tracking.releases import resolve_release
@@ -68,12 +69,12 @@ def evaluate_release(
     Args:
         cohort: a folder or s3:// prefix.
         release: as `resolve_release`.
-        ablate: name to another release, or to the word `untrained`.
+        ablate: name to another release, or to a word of `evaluation.variants`.
         workers: Ray tasks at a time, with one thread each; 0 works in this process.
     """
     opened, bundle = open_cohort(cohort), load_bundle(resolve_release(release))
     others: dict[str, Any] = {
-        name: other if other == "untrained" else load_bundle(resolve_release(other))
+        name: other if is_variant(other) else load_bundle(resolve_release(other))
         for name, other in (ablate or {}).items()
     }
     facts = {"release": bundle.name, "cohort": opened.name, "cohort_digest": opened.digest, "split": split}

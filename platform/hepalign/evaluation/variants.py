@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from hepalign.evaluation.pairs import Patient
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.inpaint import inpaint
 from hepalign.inference.planner import plan
-from hepalign.inference.register import register
+from hepalign.inference.register import Engine, register
+from hepalign.nets.checkpoint import build_net
 from hepalign.nets.fill import smooth_fill
 
 Maker = Callable[[str, Bundle, int, int], Method]
@@ -25,16 +27,12 @@ ON_INPAINTED = "@inpainted"
 
 
 def untrained_bundle(bundle: Bundle, seed: int) -> Bundle:
-    """The same architectures with random weights: what the training is worth."""
+    """The same architectures as they start a training: what the training is worth."""
     torch.manual_seed(seed)
-    networks = {}
-    for name, network in bundle.networks.items():
-        fresh = copy.deepcopy(network)
-        for module in fresh.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-        networks[name] = fresh
+    networks = {
+        stage: build_net(str(made["kind"]), cast("Mapping[str, object]", made["config"])).eval()
+        for stage, made in bundle.configs.items()
+    }
     manifest = {**bundle.manifest, "name": "untrained", "version": str(seed)}
     return replace(bundle, networks=networks, manifest=manifest)
 
@@ -58,9 +56,9 @@ def variant_method(word: str, name: str, bundle: Bundle, *, threads: int, seed: 
     return VARIANTS[word](name, bundle, threads, seed)
 
 
-def _untrained(name: str, bundle: Bundle, threads: int, seed: int) -> Method:
+def _untrained(name: str, bundle: Bundle, threads: int, seed: int, *, engine: Engine) -> Method:
     del threads
-    return proposed_method(untrained_bundle(bundle, seed), "refine", name=name, family="ablation")
+    return proposed_method(untrained_bundle(bundle, seed), engine, name=name, family="ablation")
 
 
 def _raw_ict(name: str, bundle: Bundle, *, masked: bool) -> Method:
@@ -143,7 +141,8 @@ def _peer_on_inpainted(peer: str, name: str, bundle: Bundle, threads: int, seed:
 
 
 VARIANTS: dict[str, Maker] = {
-    "untrained": _untrained,
+    "untrained": partial(_untrained, engine="refine"),
+    "untrained-fast": partial(_untrained, engine="fast"),
     "no-inpainting": _no_inpainting,
     "mask-only": _mask_only,
     "ants-planning": _ants_planning,
