@@ -21,7 +21,7 @@ HIDDEN_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Limits:
-    """Where review and reject begin; calibrated on cases of other generators than the networks were trained on."""
+    """Where review and reject begin: set by eye on half a dozen cases of one generator, not calibrated yet."""
 
     similarity_review: float = 0.962
     similarity_reject: float = 0.955
