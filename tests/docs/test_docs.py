@@ -8,9 +8,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 from typer.main import get_command
 
 from hepalign.cli.app import app
+from hepalign_serve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -89,3 +91,16 @@ def test_every_error_code_stands_in_one_table() -> None:
     assert len(documented) == len(set(documented)), "a code stands twice"
     assert raised - set(documented) == set(), "raised and not documented"
     assert set(documented) - raised == set(), "documented and never raised"
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        default = field.default
+        found |= keys_of(type(default), f"{prefix}{name}.") if isinstance(default, BaseModel) else {prefix + name}
+    return found
+
+
+def test_every_setting_of_the_service_is_documented() -> None:
+    text = (ROOT / "docs/reference/settings.md").read_text()
+    assert set(re.findall(r"^\| `([a-z0-9_.]+)` \|", text, flags=re.MULTILINE)) == keys_of(Settings)

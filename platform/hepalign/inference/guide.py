@@ -78,7 +78,8 @@ def guide(
     clock.mark("affine")
     tell("inpaint", 0.2)
     near = DisplacementField.from_linear(matrix, ict.geometry) if previous is None else previous
-    prior = warp(plan.pct, near) if near.geometry.same_grid(ict.geometry) else None
+    # NaN where the pCT does not reach: its absence is no anatomy that a hole could be filled with
+    prior = warp(plan.pct, near, fill=float("nan")) if near.geometry.same_grid(ict.geometry) else None
     inpainted = (inpaint or _inpaint)(bundle, ict, probe_mask, prior)
     clock.mark("inpaint")
     tell("register", 0.5)

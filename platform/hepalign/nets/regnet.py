@@ -23,6 +23,7 @@ from hepalign.transform.warp import warp_tensor
 # scale brings them to the size of the other features.
 FIRST_SHARPNESS = 100.0
 MATCH_SCALE = 20.0
+SMOOTHING_PASSES = 2
 
 
 class RegNetConfig(BaseModel):
@@ -165,10 +166,16 @@ def match_volume(moving: Tensor, fixed: Tensor, reach: int) -> Tensor:
 
 
 def expected_offset(logits: Tensor, reach: int) -> Tensor:
-    """The mean offset (voxels, [B,3,D,H,W]) under a softmax over the offsets within ±reach, after PDD-Net."""
+    """The mean offset (voxels, [B,3,D,H,W]) under a softmax over the offsets within ±reach, after PDD-Net.
+
+    It is smoothed, for where nothing can be told apart the neighbours know better.
+    """
     steps = torch.arange(-reach, reach + 1, dtype=logits.dtype, device=logits.device)
     offsets = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij")).reshape(3, -1)
-    return torch.einsum("bodhw,co->bcdhw", logits.softmax(1), offsets)
+    mean = torch.einsum("bodhw,co->bcdhw", logits.softmax(1), offsets)
+    for _ in range(SMOOTHING_PASSES):
+        mean = F.avg_pool3d(F.pad(mean, [1] * 6, mode="replicate"), 3, stride=1)
+    return mean
 
 
 def upsample_field(field: Tensor) -> Tensor:
