@@ -154,6 +154,10 @@ class Client:
         names = self.case(case)["artifacts"] if job is None else job["artifacts"]
         return [self.artifact(case, name, folder, job=None if job is None else job["id"]) for name in names]
 
+    def dicom(self, case: str, name: str) -> bytes:
+        """An artifact as a zip of derived DICOM files."""
+        return self._call("GET", f"/v1/cases/{case}/artifacts/{name}", params={"format": "dicom"}).content
+
     def _order(self, path: str, body: Mapping[str, Any], wait_s: float, key: str | None) -> Job:
         headers = {"Idempotency-Key": key or secrets.token_hex(16)}
         if wait_s > 0:

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from hepalign.cli.command import Answer, command
+from hepalign.cli.parsing import parse_role_files
 from hepalign.cli.table import render
 from hepalign.errors import EXIT_FAILED
 
 sites_app = typer.Typer(help="The sites that may call the service, and their tokens.", no_args_is_help=True)
 audit_app = typer.Typer(help="The tamper-evident audit.", no_args_is_help=True)
+relay_app = typer.Typer(help="Between a PACS and the service.", no_args_is_help=True)
 
 Config = Annotated[Path | None, typer.Option(help="The service's YAML; the embedded defaults without one.")]
 Site = Annotated[str, typer.Argument(help="The site's name.")]
@@ -22,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add the groups to the command tree."""
     app.add_typer(sites_app, name="sites")
     app.add_typer(audit_app, name="audit")
+    app.add_typer(relay_app, name="relay")
 
 
 @command(sites_app, "add")
@@ -84,3 +87,31 @@ def audit_verify(config: Config = None) -> Answer:
     if problem:
         return Answer({"intact": False, "problem": problem}, f"the audit is broken: {problem}", EXIT_FAILED)
     return Answer({"intact": True}, "the audit is intact")
+
+
+@relay_app.callback()
+def _relay() -> None:
+    """Keep `orthanc` a word of its own: a group of one command would swallow its name."""
+
+
+@command(relay_app, "orthanc")
+def relay_orthanc(
+    orthanc: Annotated[str, typer.Option(help="Orthanc's address.")],
+    case: Annotated[str | None, typer.Option(help="The case; a new one by default.")] = None,
+    series: Annotated[list[str], typer.Option(help="ROLE=SERIES, Orthanc's id; may be repeated.")] = [],  # noqa: B006
+    artifact: Annotated[list[str], typer.Option(help="An artifact to store in Orthanc as DICOM.")] = [],  # noqa: B006
+    url: Annotated[str | None, typer.Option(envvar="HEPALIGN_URL", help="The service.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="HEPALIGN_TOKEN", help="The site's token.")] = None,
+) -> Answer:
+    """Bring series of an Orthanc into a case, and store results in it."""
+    wanted = parse_role_files(series)
+    from hepalign_serve.client import Client
+    from hepalign_serve.relay import Orthanc, return_artifacts, send_series
+
+    store = Orthanc(orthanc)
+    with Client(url, token) as client:
+        found = case or client.open_case()
+        send_series(store, client, found, wanted)
+        sent = return_artifacts(store, client, found, artifact)
+    text = f"case {found}: {len(wanted)} series in, {sent} instances back"
+    return Answer({"case": found, "series": sorted(wanted), "instances": sent}, text)
