@@ -131,7 +131,7 @@ class RunConfig(_Part):
     def dump(self, path: Path) -> None:
         """Write the merged configuration as YAML; `load_config` reads it back."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(OmegaConf.to_yaml(OmegaConf.create(self.flat())))
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(self.flat())), encoding="utf-8")
 
     @property
     def folder(self) -> Path:
@@ -153,13 +153,16 @@ def load_config(stage: str, source: Path | Mapping[str, Any], overrides: Sequenc
             `config_value` with the setting's path.
         BadInputError: `config_unreadable` for a file that is no YAML mapping.
     """
-    values = _merge(source, overrides)
+    default_name = source.stem if isinstance(source, Path) else stage
+    return _composed(stage, component_class(stage), _merge(source, overrides), default_name)
+
+
+def _composed(stage: str, component_type: type[BaseModel], values: dict[str, Any], default_name: str) -> RunConfig:
     named = values.pop("stage", stage)
     if named != stage:
         raise UsageError(f"the config is for {named}, not for {stage}: give the matching file", code="unknown_stage")
     mine = {key: values.pop(key) for key in list(values) if key in RunConfig.model_fields and key != "component"}
-    component = _validated(component_class(stage), values)
-    default_name = source.stem if isinstance(source, Path) else stage
+    component = _validated(component_type, values)
     return _validated(RunConfig, {"name": default_name, **mine, "stage": stage, "component": component})
 
 
@@ -177,7 +180,8 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     flat = OmegaConf.create(config.flat())
     for key, value in settings.items():
         OmegaConf.update(flat, key, value)
-    return load_config(config.stage, cast("dict[str, Any]", OmegaConf.to_container(flat)))
+    values = cast("dict[str, Any]", OmegaConf.to_container(flat))
+    return _composed(config.stage, type(config.component), values, config.name)
 
 
 def located(config: RunConfig) -> RunConfig:

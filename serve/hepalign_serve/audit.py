@@ -88,7 +88,7 @@ def verify(records: Records, anchor: Path) -> Verdict:
             head = _link(head, row.line)
             if row.number != count or row.chain != head:
                 raise AuditBrokenError(f"audit line {count} does not fit the chain", code="audit_broken")
-    known = json.loads(anchor.read_text()) if anchor.exists() else {"number": 0, "head": _START}
+    known = json.loads(anchor.read_text(encoding="utf-8")) if anchor.exists() else {"number": 0, "head": _START}
     # The anchor is written inside the line's transaction: a crash between the two leaves it one line ahead at most.
     if known["head"] != head and known["number"] != count + 1:
         message = f"the audit ends at line {count}, its anchor stands at {known['number']}"

@@ -39,7 +39,7 @@ def revoke_site(site: str, config: Path | None) -> None:
 
 def export_audit(out: Path, config: Path | None) -> int:
     """Writes the audit as JSON lines; how many."""
-    with _records(config) as (records, _), out.open("w") as file:
+    with _records(config) as (records, _), out.open("w", encoding="utf-8") as file:
         return sum(1 for line in audit.export(records) if file.write(line + "\n"))
 
 

@@ -120,10 +120,10 @@ def _with_warnings(path: Path, warnings: list[str]) -> dict[str, Any]:
     content = _read_json(path)
     if warnings:
         content["warnings"] = [*content.get("warnings", []), *warnings]
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content

@@ -94,7 +94,7 @@ def load_settings(path: Path) -> Settings:
         UsageError: `unknown_setting` naming the key's path, when a key is unknown or a value cannot be used.
     """
     try:
-        return Settings.model_validate(yaml.safe_load(path.read_text()) or {})
+        return Settings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the settings {path.name}: give a YAML file", code="bad_settings") from error
     except ValidationError as error:

@@ -20,7 +20,7 @@ CODE_FOLDERS = ("platform/hepalign", "serve/hepalign_serve", "jobs")
 
 
 def blocks(page: Path) -> list[str]:
-    return re.findall(r"```(?:console|bash|sh)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    return re.findall(r"```(?:console|bash|sh)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def command_lines(pattern: str) -> list[tuple[str, str]]:
@@ -61,7 +61,7 @@ def test_every_configuration_of_the_docs_exists(page: str, config: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert lost == []
 

@@ -75,7 +75,8 @@ def test_fault_33_no_canary_in_the_books(after_canaries: Served) -> None:
 
 
 def test_metrics_tell_of_jobs_and_the_release(after_canaries: Served) -> None:
-    after_canaries.planned_case()
+    # a new plan: counters begin anew when the desk was restarted
+    after_canaries.newly_planned_case()
     time.sleep(1.5)
     text = scraped(after_canaries)
     assert 'hepalign_jobs_total{kind="plan",outcome="succeeded"}' in text
@@ -86,7 +87,7 @@ def test_metrics_tell_of_jobs_and_the_release(after_canaries: Served) -> None:
 
 def test_nothing_listens_wider_than_asked(served: Served) -> None:
     ports = {served.settings.port, served.settings.metrics_port}
-    listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]]
     addresses = {
         words[1].split(":")[0] for words in listening if int(words[1].split(":")[1], 16) in ports and words[3] == "0A"
     }

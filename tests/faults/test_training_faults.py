@@ -18,7 +18,7 @@ from hepalign.distributed.tuning import tune
 from hepalign.distributed.workers import train
 from hepalign.errors import UsageError, WorkFailedError
 
-SPACE = {"search.trials": 2, "search.space.losses.style.log_uniform": "[12.0,1200.0]"}
+SPACE = {"search": "{trials: 2, space: {losses.style: {log_uniform: [12.0, 1200.0]}}}"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ BASE = Path(__file__).parents[2] / "infra/kuberay/base"
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    return [d for d in yaml.safe_load_all(path.read_text()) if d]
+    return [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d]
 
 
 @pytest.fixture(scope="session")

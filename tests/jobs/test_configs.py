@@ -16,7 +16,9 @@ CONFIGS = sorted((ROOT / "jobs/configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_loads_and_states_command_time_and_score(path: Path) -> None:
-    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("# "))
+    header = "".join(
+        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("# ")
+    )
     command = re.search(r"^# Command: hepalign (train|tune) (\w+) --config (\S+)", header, re.MULTILINE)
     assert command, "no command in the header"
     assert ROOT / command[3] == path

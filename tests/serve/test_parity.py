@@ -17,7 +17,7 @@ TOLERANCE_MM = 1e-4
 
 
 def test_http_and_in_process_fields_agree(served: Served, tmp_path: Path) -> None:
-    case = served.planned_case()
+    case = served.newly_planned_case()
     with served.client() as client:
         job = client.guide(case, engine="fast", wait_s=60)
         job = client.wait(job["id"])

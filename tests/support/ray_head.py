@@ -85,7 +85,7 @@ def _wait_for(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
-    raise RuntimeError(f"the Ray head did not come up:\n{log.read_text()[-2000:]}")
+    raise RuntimeError(f"the Ray head did not come up:\n{log.read_text(encoding='utf-8')[-2000:]}")
 
 
 def _free_port() -> int:

@@ -77,11 +77,15 @@ class Served:
     def planned_case(self) -> str:
         """A case with its plan; shared by the tests that only read it or guide with it."""
         if not self._plans:
-            case = self.filled_case()
-            with self.client() as client:
-                client.wait(client.plan(case, engine="learned", wait_s=60)["id"])
-            self._plans.append(case)
+            self._plans.append(self.newly_planned_case())
         return self._plans[0]
+
+    def newly_planned_case(self) -> str:
+        """A case with its plan, for a test that needs it untouched by others."""
+        case = self.filled_case()
+        with self.client() as client:
+            client.wait(client.plan(case, engine="learned", wait_s=60)["id"])
+        return case
 
 
 def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:

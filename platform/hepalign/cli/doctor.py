@@ -76,7 +76,11 @@ def _processor() -> Finding:
     features = torch.backends.cpu.get_cpu_capability()
     found = f"{os.cpu_count()} cores, {features}"
     info = Path("/proc/cpuinfo")
-    if info.exists() and "avx512_bf16" not in info.read_text() and "amx_bf16" not in info.read_text():
+    if (
+        info.exists()
+        and "avx512_bf16" not in info.read_text(encoding="utf-8")
+        and "amx_bf16" not in info.read_text(encoding="utf-8")
+    ):
         return "note", found, "no bfloat16 instructions: networks run in float32, 2 to 3 times slower"
     return "ok", found, ""
 

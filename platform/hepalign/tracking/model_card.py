@@ -28,11 +28,11 @@ def write_model_card(folder: Path, template: Path = TEMPLATE) -> None:
     }
     # Markdown, not HTML: nothing to escape.
     page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(  # noqa: S701
-        template.read_text()
+        template.read_text(encoding="utf-8")
     )
     (folder / CARD_FILE).write_text(page.render(facts))
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found

@@ -84,7 +84,7 @@ class RunLog:
 def write_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
     """One row per epoch as CSV; numbers keep all their digits."""
     names = list(dict.fromkeys(name for row in history for name in row))
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(history)
@@ -92,7 +92,7 @@ def write_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 def read_curves(path: Path) -> list[dict[str, float]]:
     """What `write_curves` wrote."""
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
