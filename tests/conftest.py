@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
-ALLOWED_SKIPS: dict[str, str] = tomllib.loads((ROOT / "tests/allowed_skips.toml").read_text())["skips"]
+ALLOWED_SKIPS: dict[str, str] = tomllib.loads((ROOT / "tests/allowed_skips.toml").read_text(encoding="utf-8"))["skips"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,7 +36,7 @@ def test_mlflow_folder_holds_no_code(root: Path) -> None:
 
 
 def test_the_lock_has_hashes_and_no_host_names(root: Path) -> None:
-    text = (root / "requirements.lock").read_text()
+    text = (root / "requirements.lock").read_text(encoding="utf-8")
     requirements = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
     assert len(requirements) > 100
     assert text.count("--hash=sha256:") >= len(requirements)
@@ -47,7 +47,7 @@ def test_jobs_define_only_main(root: Path) -> None:
     import ast
 
     for job in (root / "jobs").glob("*.py"):
-        tree = ast.parse(job.read_text())
+        tree = ast.parse(job.read_text(encoding="utf-8"))
         defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
         assert defined == ["main"], (
             f"{job.name} defines {defined}; classes pickled from a job script lose their identity"

@@ -44,7 +44,7 @@ def test_every_hepalign_command_of_the_docs_parses(page: str, line: str) -> None
 
 @pytest.mark.parametrize(("page", "line"), command_lines(r"^(make .*)"))
 def test_every_make_target_of_the_docs_exists(page: str, line: str) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     named = [w for w in shlex.split(line)[1:] if "=" not in w]
     assert set(named) <= targets
 
@@ -82,12 +82,12 @@ def codes_in(tree: ast.AST) -> set[str]:
 
 
 def test_every_error_code_stands_in_one_table() -> None:
-    text = (ROOT / "docs/reference/errors.md").read_text()
+    text = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| `([a-z0-9_]+)` \|", text, flags=re.MULTILINE)
     raised: set[str] = set()
     for folder in CODE_FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
-            raised |= codes_in(ast.parse(path.read_text()))
+            raised |= codes_in(ast.parse(path.read_text(encoding="utf-8")))
     assert len(documented) == len(set(documented)), "a code stands twice"
     assert raised - set(documented) == set(), "raised and not documented"
     assert set(documented) - raised == set(), "documented and never raised"
@@ -102,5 +102,5 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
 
 
 def test_every_setting_of_the_service_is_documented() -> None:
-    text = (ROOT / "docs/reference/settings.md").read_text()
+    text = (ROOT / "docs/reference/settings.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z0-9_.]+)` \|", text, flags=re.MULTILINE)) == keys_of(Settings)

@@ -25,7 +25,7 @@ def test_the_tutorial_runs_as_it_is_written(real_data: Path, tmp_path: Path) -> 
     }
     commands = [
         line
-        for block in re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.DOTALL)
+        for block in re.findall(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
         for line in block.splitlines()
     ]
     wanted = [c.replace(".venv/bin/", "") for c in commands if not any(word in c for word in LEFT_OUT)]

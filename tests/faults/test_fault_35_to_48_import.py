@@ -41,7 +41,7 @@ def bring_probe(folder: Path, mask: Volume | dict[str, object]) -> Imported:
         path = save(folder / "probe.nii.gz", mask)
     else:
         path = folder / "probe.json"
-        path.write_text(json.dumps(mask))
+        path.write_text(json.dumps(mask), encoding="utf-8")
     return import_case(folder / "c", "one", images={"ict": image}, probe_mask=path, shape=SHAPE, spacing_mm=4)
 
 

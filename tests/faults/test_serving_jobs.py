@@ -214,7 +214,7 @@ def test_fault_33_a_bug_says_nothing(served: Served) -> None:
     case = served.planned_case()
     served.order("guide", "bug")
     problem(guide(served, case, "buggy"), 503, "work_failed")
-    logs = "".join(path.read_text() for path in (served.data_folder / "logs").iterdir())
+    logs = "".join(path.read_text(encoding="utf-8") for path in (served.data_folder / "logs").iterdir())
     assert "ZeroDivisionError" in logs
     assert "canary-in-a-bug" not in logs
 

@@ -63,7 +63,8 @@ def test_fault_65_swap_under_load(served: Served, release: Path, tmp_path: Path)
     answers = [answer for caller in callers for answer in caller()]
     assert {answer.status_code for answer in answers} == {200}
     weights = {
-        name: entry["sha256"] for name, entry in json.loads((made / "release.json").read_text())["networks"].items()
+        name: entry["sha256"]
+        for name, entry in json.loads((made / "release.json").read_text(encoding="utf-8"))["networks"].items()
     }
     seen: dict[str, set[str]] = {}
     for answer in answers:
@@ -80,7 +81,7 @@ def test_fault_70_wrong_weights_are_refused(served: Served, release: Path, tmp_p
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     put_in_place(made, release)
     log = served.data_folder / "logs" / "desk.jsonl"
-    until(lambda: "weights_digest" in log.read_text())
+    until(lambda: "weights_digest" in log.read_text(encoding="utf-8"))
     assert version(served) == "0"
     assert served.call("GET", "/readyz", token=None).status_code == 200
 

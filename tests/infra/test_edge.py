@@ -51,7 +51,7 @@ def edge(root: Path, folder: Path, upstream: str) -> Iterator[Call]:
         pytest.skip("nginx is not installed")
     make_certificate(folder / "tls")
     port = free_port()
-    shipped = (root / "infra/edge/nginx.conf").read_text()
+    shipped = (root / "infra/edge/nginx.conf").read_text(encoding="utf-8")
     for own, here in (
         ("serve:8000", upstream),
         ("listen 443", f"listen 127.0.0.1:{port}"),
@@ -60,7 +60,7 @@ def edge(root: Path, folder: Path, upstream: str) -> Iterator[Call]:
     ):
         assert own in shipped
         shipped = shipped.replace(own, here)
-    (folder / "nginx.conf").write_text(shipped)
+    (folder / "nginx.conf").write_text(shipped, encoding="utf-8")
     words = [nginx, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log)
@@ -70,7 +70,7 @@ def edge(root: Path, folder: Path, upstream: str) -> Iterator[Call]:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            assert process.poll() is None, (folder / "log").read_text()
+            assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
             time.sleep(0.1)
         with client:
             yield client.request

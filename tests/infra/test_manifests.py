@@ -31,7 +31,7 @@ def schemas() -> Path:
 @pytest.mark.parametrize("name", ["train-rayjob.yaml", "serve-rayservice.yaml"])
 def test_kuberay_manifest_is_valid_against_its_schema(schemas: Path, name: str) -> None:
     for document in documents(BASE / name):
-        schema = json.loads((schemas / f"ray.io_v1_{document['kind']}.json").read_text())
+        schema = json.loads((schemas / f"ray.io_v1_{document['kind']}.json").read_text(encoding="utf-8"))
         errors = [
             f"{'/'.join(map(str, e.path))}: {e.message}" for e in Draft202012Validator(schema).iter_errors(document)
         ]
@@ -41,7 +41,7 @@ def test_kuberay_manifest_is_valid_against_its_schema(schemas: Path, name: str) 
 def test_the_schema_check_can_fail(schemas: Path) -> None:
     document = documents(BASE / "train-rayjob.yaml")[0]
     document["spec"]["rayClusterSpec"]["headGroupSpec"]["templat"] = {}
-    schema = json.loads((schemas / "ray.io_v1_RayJob.json").read_text())
+    schema = json.loads((schemas / "ray.io_v1_RayJob.json").read_text(encoding="utf-8"))
     assert list(Draft202012Validator(schema).iter_errors(document))
 
 
@@ -88,7 +88,7 @@ def test_every_pod_runs_without_root() -> None:
 
 
 def test_compose_builds_from_files_that_exist_and_publishes_only_the_edge(root: Path) -> None:
-    services = yaml.safe_load((root / "infra/compose.yaml").read_text())["services"]
+    services = yaml.safe_load((root / "infra/compose.yaml").read_text(encoding="utf-8"))["services"]
     for service in services.values():
         if "build" in service:
             assert (root / service["build"]["dockerfile"]).is_file()
@@ -97,7 +97,7 @@ def test_compose_builds_from_files_that_exist_and_publishes_only_the_edge(root: 
 
 @pytest.mark.parametrize("image", ["train", "serve"])
 def test_dockerfiles_copy_what_exists_pin_their_base_and_drop_root(root: Path, image: str) -> None:
-    lines = (root / f"infra/docker/{image}.Dockerfile").read_text().splitlines()
+    lines = (root / f"infra/docker/{image}.Dockerfile").read_text(encoding="utf-8").splitlines()
     bases = [line.split()[1] for line in lines if line.startswith("FROM")]
     assert all(":" in base and not base.endswith(":latest") for base in bases)
     assert any(line.startswith("USER 10001") for line in lines)

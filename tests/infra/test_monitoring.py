@@ -12,14 +12,14 @@ import yaml
 ROOT = Path(__file__).parents[2]
 RULES: list[dict[str, Any]] = [
     rule
-    for group in yaml.safe_load((ROOT / "infra/monitoring/alerts.yml").read_text())["groups"]
+    for group in yaml.safe_load((ROOT / "infra/monitoring/alerts.yml").read_text(encoding="utf-8"))["groups"]
     for rule in group["rules"]
 ]
 
 
 def exported() -> set[str]:
     """Metric names by the service's own definitions, with the suffixes that Prometheus clients add."""
-    source = (ROOT / "serve/hepalign_serve/metrics.py").read_text()
+    source = (ROOT / "serve/hepalign_serve/metrics.py").read_text(encoding="utf-8")
     names = set()
     for kind, name in re.findall(r'(Counter|Histogram|Gauge)\("(\w+)"', source):
         suffixes = {"Counter": ["_total"], "Histogram": ["_bucket", "_sum", "_count"], "Gauge": [""]}[kind]
@@ -37,4 +37,4 @@ def test_an_alert_names_metrics_that_are_exported(rule: dict[str, Any]) -> None:
 def test_an_alert_has_its_runbook(rule: dict[str, Any]) -> None:
     page = ROOT / rule["annotations"]["runbook"]
     assert page.stem == rule["alert"]
-    assert all(word in page.read_text() for word in ("**Means.**", "**Look.**", "**Mend.**"))
+    assert all(word in page.read_text(encoding="utf-8") for word in ("**Means.**", "**Look.**", "**Mend.**"))

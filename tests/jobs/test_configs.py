@@ -55,4 +55,6 @@ def test_the_promotion_policies_are_sound(name: str) -> None:
 def test_jobs_are_thin() -> None:
     """Classes and functions defined in a job would be other classes on a worker."""
     for path in (ROOT / "jobs").glob("*.py"):
-        assert re.findall(r"^(?:def|class) (\w+)", path.read_text(), re.MULTILINE) == ["main"], path.name
+        assert re.findall(r"^(?:def|class) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE) == ["main"], (
+            path.name
+        )

@@ -41,7 +41,7 @@ def test_mlflow_run_trains_and_nests_the_run(tmp_path: Path) -> None:
 
 
 def test_every_entry_point_calls_a_job_that_exists() -> None:
-    project = yaml.safe_load((ROOT / "mlflow/MLproject").read_text())
+    project = yaml.safe_load((ROOT / "mlflow/MLproject").read_text(encoding="utf-8"))
     for name, entry in project["entry_points"].items():
         job = re.search(r"python (jobs/\w+\.py)", entry["command"])
         assert job, name

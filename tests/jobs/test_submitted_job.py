@@ -30,7 +30,7 @@ def test_a_submitted_training_runs_the_submitted_code(head: Head, tmp_path: Path
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = tmp_path / "runs/smoke-inpainting"
     assert (folder / "inpainting.safetensors").is_file()
-    told = json.loads((folder / "training.json").read_text())
+    told = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert told["facts"]["code"].startswith("_ray_pkg_")
     assert told["workers"]["count"] == 2
 

@@ -49,7 +49,7 @@ def test_settings_files_load(root: Path, name: str) -> None:
 
 
 def test_unknown_setting_is_named(tmp_path: Path) -> None:
-    (tmp_path / "s.yaml").write_text("limits: {upload_byte: 3}\n")
+    (tmp_path / "s.yaml").write_text("limits: {upload_byte: 3}\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"s\.yaml: limits\.upload_byte"):
         load_settings(tmp_path / "s.yaml")
 

@@ -37,11 +37,11 @@ class ObedientPipeline(HepalignPipeline):
         order = self._control / step
         if not order.exists():
             return
-        told = json.loads(order.read_text())
+        told = json.loads(order.read_text(encoding="utf-8"))
         if told["times"] <= 1:
             order.unlink()
         else:
-            order.write_text(json.dumps(told | {"times": told["times"] - 1}))
+            order.write_text(json.dumps(told | {"times": told["times"] - 1}), encoding="utf-8")
         if told["do"] == "sleep":
             time.sleep(told["seconds"])
         elif told["do"] == "die":

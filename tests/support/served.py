@@ -64,7 +64,7 @@ class Served:
 
     def order(self, step: str, do: str, *, seconds: float = 0.0, times: int = 1) -> None:
         """What the pipeline's next call of a step does."""
-        (self.control / step).write_text(json.dumps({"do": do, "seconds": seconds, "times": times}))
+        (self.control / step).write_text(json.dumps({"do": do, "seconds": seconds, "times": times}), encoding="utf-8")
 
     def filled_case(self) -> str:
         """A case with every image, not planned."""
@@ -145,7 +145,7 @@ def boot(folder: Path) -> Iterator[Served]:
     assert process.stdout is not None
     try:
         ready = next((line for line in process.stdout if line.startswith("{")), None)
-        assert ready is not None, (folder / "server.log").read_text()[-4000:]
+        assert ready is not None, (folder / "server.log").read_text(encoding="utf-8")[-4000:]
         told = json.loads(ready)
         settings = Settings.model_validate(told["settings"])
         records = Records(settings.database)
@@ -162,8 +162,10 @@ def replicas(served: Served, name: str) -> list[int]:
     parents, titles = {}, {}
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
-            lines = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
-            titles[int(lines["Pid"])] = (status.parent / "cmdline").read_text()
+            lines = dict(
+                line.split(":\t", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":\t" in line
+            )
+            titles[int(lines["Pid"])] = (status.parent / "cmdline").read_text(encoding="utf-8")
             parents[int(lines["Pid"])] = int(lines["PPid"])
         except (OSError, ValueError):
             continue

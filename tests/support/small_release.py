@@ -35,8 +35,8 @@ def small_release(folder: Path, seed: int = 0, patients: tuple[str, ...] = ("tra
             "facts": {"commit": "abc"},
             "data": {"cohorts": {"made-up": "0" * 64}, "patients": [patient_hash(name) for name in patients]},
         }
-        (trainings / stage / "training.json").write_text(json.dumps(told))
-        (trainings / stage / "metrics.json").write_text(json.dumps({"val/error": 1.0}))
+        (trainings / stage / "training.json").write_text(json.dumps(told), encoding="utf-8")
+        (trainings / stage / "metrics.json").write_text(json.dumps({"val/error": 1.0}), encoding="utf-8")
     return build_release({stage: trainings / stage for stage in stages}, folder / "release", version=str(seed))
 
 
@@ -44,7 +44,7 @@ def evaluation(
     folder: Path, release: Path, tre_mm: Mapping[str, float], dice: float = 0.95, patient: str = "patient-{}"
 ) -> Path:
     """An evaluation's results.json: one pCT-iCT row a case, and the table of their means."""
-    manifest = json.loads((release / "release.json").read_text())
+    manifest = json.loads((release / "release.json").read_text(encoding="utf-8"))
     rows = [
         {
             "case": case, "patient": patient.format(case), "split": "test", "method": "proposed-refine",
@@ -72,5 +72,5 @@ def evaluation(
         "images": {"synthesis": [], "inpainting": []},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return folder

@@ -12,7 +12,7 @@ from hepalign.errors import BadInputError, HepalignError, UsageError
 
 def test_defaults_then_yaml_then_overrides(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("losses: {style: 60}\ntraining: {epochs: 3}\n")
+    path.write_text("losses: {style: 60}\ntraining: {epochs: 3}\n", encoding="utf-8")
     config = load_config("inpainting", path, ["training.epochs=4", "data.cohorts=[a,b]"])
     flat = config.flat()
     assert config.name == "mine"
@@ -50,7 +50,7 @@ def test_what_is_refused_is_named(override: str, code: str, named: str) -> None:
 def test_a_file_that_is_no_mapping_is_bad_input(tmp_path: Path) -> None:
     for content in ("- a\n- b\n", "a: [\n", "a: ${missing}\n"):
         path = tmp_path / "broken.yaml"
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
         with pytest.raises(BadInputError) as caught:
             load_config("inpainting", path)
         assert caught.value.code == "config_unreadable"

@@ -137,7 +137,7 @@ class _Score:
 def _scored(out: Path, case_id: str) -> dict[str, str] | None:
     """The row of a case that an earlier run finished."""
     try:
-        result = json.loads((out / case_id / "result.json").read_text())
+        result = json.loads((out / case_id / "result.json").read_text(encoding="utf-8"))
         return {"case": case_id, "status": str(result["quality"]["status"]), "message": ""}
     except (OSError, ValueError, KeyError):
         return None

@@ -73,7 +73,7 @@ def _write_winner(folder: Path, winner: RunConfig, best: Trial, count: int) -> P
         f"# Expected time: as one whole training of this length ({winner.training.epochs} epochs).\n"
         f"# Expected score: {best.score:.6g} (the validation metric, smaller is better)\n"
     )
-    path.write_text(header + OmegaConf.to_yaml(OmegaConf.create(flat)))
+    path.write_text(header + OmegaConf.to_yaml(OmegaConf.create(flat)), encoding="utf-8")
     return path
 
 

@@ -205,7 +205,9 @@ def _write_result(config: RunConfig, result: FitResult, facts: Mapping[str, str]
     for path in _files(folder / BEST):
         shutil.copy2(path, folder / path.name)
     write_curves(folder / "curves.csv", result.history)
-    (folder / "metrics.json").write_text(json.dumps({"best_epoch": result.best_epoch, **result.best}, indent=2) + "\n")
+    (folder / "metrics.json").write_text(
+        json.dumps({"best_epoch": result.best_epoch, **result.best}, indent=2) + "\n", encoding="utf-8"
+    )
     training = {
         "stage": config.stage,
         "name": config.name,
@@ -215,7 +217,7 @@ def _write_result(config: RunConfig, result: FitResult, facts: Mapping[str, str]
         "facts": dict(facts),
         "data": dict(data),
     }
-    (folder / "training.json").write_text(json.dumps(training, indent=2, sort_keys=True) + "\n")
+    (folder / "training.json").write_text(json.dumps(training, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -139,8 +139,10 @@ def build_bundle(
         "gate": None if gate is None else dict(gate),
     }
     if gate is not None:
-        (folder / "gate.json").write_text(json.dumps(manifest["gate"], indent=2, sort_keys=True) + "\n")
-    (folder / RELEASE_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        (folder / "gate.json").write_text(
+            json.dumps(manifest["gate"], indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    (folder / RELEASE_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
 
 

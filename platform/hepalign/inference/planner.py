@@ -95,7 +95,7 @@ class Plan:
             path.unlink(missing_ok=True)
             if name in self.labels:
                 write_nifti(self.labels[name], path)
-        (folder / "plan.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
+        (folder / "plan.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
         return folder
 
 
@@ -107,7 +107,7 @@ def load_plan(folder: Path) -> Plan:
             `plan_changed` when its files are not those that were written.
     """
     try:
-        summary = json.loads((folder / "plan.json").read_text())
+        summary = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInputError("there is no plan.json: name the folder that `plan` wrote", code="plan_missing") from error
     if summary.get("schema") != PLAN_SCHEMA:

@@ -87,7 +87,7 @@ class Registration:
         write_nifti(warp(self.moving, self.field), folder / "warped.nii.gz")
         if self.moving_label is not None and self.quality["status"] != "reject":
             write_nifti(warp(self.moving_label, self.field, mode="nearest", fill=0), folder / "warped_label.nii.gz")
-        (folder / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
+        (folder / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
         return folder
 
 

@@ -96,7 +96,7 @@ class GuideResult:
             write_field(self.field_ict_from_pct, folder / f"field_ict_from_pct{suffix}")
             write_field(self.field_ict_from_pmr, folder / f"field_ict_from_pmr{suffix}")
         write_overview(self, folder / "overview.png")
-        (folder / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
+        (folder / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
         return folder
 
 

@@ -21,8 +21,8 @@ def write_model_card(folder: Path, template: Path = TEMPLATE) -> None:
     if not template.is_file():
         return
     facts = {
-        "release": json.loads((folder / RELEASE_FILE).read_text()),
-        "networks": {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES},
+        "release": json.loads((folder / RELEASE_FILE).read_text(encoding="utf-8")),
+        "networks": {stage: json.loads((folder / f"{stage}.json").read_text(encoding="utf-8")) for stage in STAGES},
         "trainings": _json(folder / TRAININGS_FILE),
         "gate": _json(folder / GATE_FILE),
     }
@@ -30,7 +30,7 @@ def write_model_card(folder: Path, template: Path = TEMPLATE) -> None:
     page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(  # noqa: S701
         template.read_text(encoding="utf-8")
     )
-    (folder / CARD_FILE).write_text(page.render(facts))
+    (folder / CARD_FILE).write_text(page.render(facts), encoding="utf-8")
 
 
 def _json(path: Path) -> dict[str, Any]:

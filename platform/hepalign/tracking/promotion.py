@@ -162,7 +162,9 @@ def _champion_results(
 
 def _store(api: MlflowClient, version: str, folder: Path, report: Mapping[str, Any], evaluation: Path) -> None:
     """Keep the gate's report and what it judged with the release, and beside a local one."""
-    (folder / GATE_FILE).write_text(json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    (folder / GATE_FILE).write_text(
+        json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     run_id = str(api.get_model_version(MODEL, version).run_id)
     write_model_card(folder)
     for name in (GATE_FILE, CARD_FILE):

@@ -75,7 +75,7 @@ def build_release(folders: Mapping[str, Path], out: Path, version: str = "0") ->
         if before is not None and before != _manifest(made):
             raise BadInputError(f"{out.name} holds another release: give another folder", code="release_exists")
         if before is None:
-            (made / TRAININGS_FILE).write_text(json.dumps(trainings, indent=2, sort_keys=True) + "\n")
+            (made / TRAININGS_FILE).write_text(json.dumps(trainings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             write_model_card(made)
             out.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(made, out, dirs_exist_ok=True)
@@ -189,7 +189,7 @@ def require_gate(folder: Path) -> dict[str, Any]:
         WorkFailedError: `unpromoted_release` when there is none, it did not pass, or it is another release's.
     """
     try:
-        gate: dict[str, Any] = json.loads((folder / GATE_FILE).read_text())
+        gate: dict[str, Any] = json.loads((folder / GATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         gate = {}
     if not gate.get("passed") or gate.get("release_sha256") != release_sha256(folder):
@@ -229,7 +229,7 @@ def show_release(release: str) -> dict[str, Any]:
     folder = resolve_release(release)
     shown = _manifest(folder) | {"sha256": release_sha256(folder)}
     if (folder / GATE_FILE).is_file():
-        shown["gate"] = json.loads((folder / GATE_FILE).read_text())
+        shown["gate"] = json.loads((folder / GATE_FILE).read_text(encoding="utf-8"))
     return shown
 
 
@@ -241,7 +241,7 @@ def diff_releases(first: str, second: str) -> list[dict[str, Any]]:
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    configs = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES}
+    configs = {stage: json.loads((folder / f"{stage}.json").read_text(encoding="utf-8")) for stage in STAGES}
     return dotted(_manifest(folder) | {"config": configs})
 
 
@@ -300,7 +300,7 @@ def _download(uri: str, digest: str | None, cache: Path | None) -> Path:
 def _fetch_gate(api: MlflowClient, version: ModelVersion, folder: Path) -> None:
     """Put the gate report, which was made after the release, beside the fetched release."""
     stored = folder / GATE_FILE
-    passed = stored.is_file() and json.loads(stored.read_text()).get("passed")
+    passed = stored.is_file() and json.loads(stored.read_text(encoding="utf-8")).get("passed")
     if passed or "gate" not in version.tags or not version.run_id:
         return
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -314,14 +314,14 @@ def _cache_folder() -> Path:
 
 def _training(folder: Path) -> dict[str, Any]:
     stored = folder / "training.json"
-    found: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
+    found: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
     metrics = folder / "metrics.json"
-    return found | ({"metrics": json.loads(metrics.read_text())} if metrics.is_file() else {})
+    return found | ({"metrics": json.loads(metrics.read_text(encoding="utf-8"))} if metrics.is_file() else {})
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((folder / RELEASE_FILE).read_text())
+        manifest: dict[str, Any] = json.loads((folder / RELEASE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInputError(
             f"{folder.name} is no release: a release is a folder with a sound {RELEASE_FILE}", code="release_missing"

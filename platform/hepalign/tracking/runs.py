@@ -45,7 +45,9 @@ def open_run(config: RunConfig, facts: Mapping[str, str], parent: str | None = N
     parent = parent or os.environ.get("MLFLOW_RUN_ID")
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "facts.json").write_text(json.dumps(dict(facts) | ({"parent": parent} if parent else {}), indent=2))
+    (folder / "facts.json").write_text(
+        json.dumps(dict(facts) | ({"parent": parent} if parent else {}), indent=2), encoding="utf-8"
+    )
     if not config.tracking.enabled:
         return None
     try:
@@ -101,7 +103,7 @@ def close_run(config: RunConfig, status: str = "FINISHED") -> str | None:
     if not config.tracking.enabled:
         return None
     folder = config.folder
-    (folder / PENDING).write_text(status)
+    (folder / PENDING).write_text(status, encoding="utf-8")
     try:
         run_id = _find_or_create(config, folder)
         _complete(client(tracking_uri(config.tracking, config.out)), run_id, folder, status)
@@ -121,7 +123,7 @@ def send_pending(out: Path, tracking: TrackingConfig) -> list[str]:
         config = _StoredRun(mark.parent, tracking, stored)
         try:
             run_id = _find_or_create(config, mark.parent)
-            _complete(client(tracking_uri(tracking, out)), run_id, mark.parent, mark.read_text())
+            _complete(client(tracking_uri(tracking, out)), run_id, mark.parent, mark.read_text(encoding="utf-8"))
         except (MlflowException, OSError):
             return sent
         mark.unlink()
@@ -158,9 +160,9 @@ class _StoredRun:
 def _find_or_create(config: RunConfig | _StoredRun, folder: Path) -> str:
     stored = folder / RUN_FILE
     if stored.is_file():
-        return str(json.loads(stored.read_text())["run_id"])
+        return str(json.loads(stored.read_text(encoding="utf-8"))["run_id"])
     mlflow = client(tracking_uri(config.tracking, config.out))
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     parent = facts.pop("parent", None)
     tags = {"stage": config.stage, "research_use_only": "true", **facts}
     if parent:
@@ -169,7 +171,7 @@ def _find_or_create(config: RunConfig | _StoredRun, folder: Path) -> str:
     params = [Param(key, str(value)[:6000]) for key, value in dotted(config.flat()).items()]
     for start in range(0, len(params), PARAMS_PER_BATCH):
         mlflow.log_batch(run.info.run_id, params=params[start : start + PARAMS_PER_BATCH])
-    stored.write_text(json.dumps({"run_id": run.info.run_id}))
+    stored.write_text(json.dumps({"run_id": run.info.run_id}), encoding="utf-8")
     return str(run.info.run_id)
 
 

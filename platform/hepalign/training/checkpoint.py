@@ -124,7 +124,7 @@ def _digest_file(rank: int) -> str:
 def _verify(folder: Path, rank: int) -> dict[str, str]:
     """The digests of this rank's files, after checking all of them."""
     try:
-        digests = json.loads((folder / _digest_file(rank)).read_text())
+        digests = json.loads((folder / _digest_file(rank)).read_text(encoding="utf-8"))
         for name, expected in digests.items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
                 raise _corrupt(folder, f"{name} is not what its digest says")

@@ -26,7 +26,7 @@ def test_a_sound_cohort_has_no_finding(tmp_path: Path) -> None:
 
 def test_no_cohort_is_one_finding(tmp_path: Path) -> None:
     assert codes(tmp_path / "nowhere") == {("", "manifest.json", "missing_cohort")}
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
     assert codes(tmp_path) == {("", "manifest.json", "bad_manifest")}
 
 
@@ -34,8 +34,8 @@ def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
     toy_cohort(tmp_path, cases=3)
     cases = tmp_path / "cases"
     (cases / "case-0" / "pct.nii.gz").unlink()
-    (cases / "case-1" / "ict_landmarks.csv").write_text("name,x,y,z\na,1,2,3\n")
-    (cases / "case-2" / "notes.txt").write_text("hello")
+    (cases / "case-1" / "ict_landmarks.csv").write_text("name,x,y,z\na,1,2,3\n", encoding="utf-8")
+    (cases / "case-2" / "notes.txt").write_text("hello", encoding="utf-8")
     CohortWriter(tmp_path).add("case-3", "patient-3", volumes={"pct": toy_case(3)["volumes"]["pct"]})
     assert codes(tmp_path) == {
         ("case-0", "pct", "missing_file"),
@@ -85,10 +85,10 @@ def test_one_image_under_two_patients(tmp_path: Path) -> None:
 
 def test_a_leak_by_hand_is_found(tmp_path: Path) -> None:
     toy_cohort(tmp_path, cases=3)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     for case in manifest["cases"]:
         case["patient"] = "same"
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert codes(tmp_path) == {("", "manifest.json", "bad_manifest")}
 
 

@@ -126,7 +126,7 @@ def test_a_fine_scan_is_smoothed_before_it_becomes_coarse(tmp_path: Path) -> Non
 
 def test_probe_masks_as_json(tmp_path: Path) -> None:
     box = {"kind": "box", "low_mm": [0, 0, 0], "high_mm": [32, 12, 12]}
-    (tmp_path / "m.json").write_text(json.dumps(box))
+    (tmp_path / "m.json").write_text(json.dumps(box), encoding="utf-8")
     import_case(
         tmp_path / "c", "one", images={"ict": nifti(tmp_path, "ict_clean")}, probe_mask=tmp_path / "m.json",
         shape=SHAPE, spacing_mm=4,
@@ -136,7 +136,7 @@ def test_probe_masks_as_json(tmp_path: Path) -> None:
 
 
 def test_landmarks_come_with_their_image(tmp_path: Path) -> None:
-    (tmp_path / "l.csv").write_text("name,x,y,z\nfork,1.5,2,3\nfar,900,0,0\n")
+    (tmp_path / "l.csv").write_text("name,x,y,z\nfork,1.5,2,3\nfar,900,0,0\n", encoding="utf-8")
     imported = import_case(
         tmp_path / "c", "one", images={"pct": nifti(tmp_path, "pct")}, landmarks={"pct": tmp_path / "l.csv"},
         shape=SHAPE,

@@ -52,7 +52,7 @@ def test_what_was_unused_for_longest_goes_first(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("HEPALIGN_CACHE", str(tmp_path / "file"))
     with pytest.raises(WorkFailedError) as error:
         prepared("ab" * 32, lambda: {"a": np.zeros(1)})

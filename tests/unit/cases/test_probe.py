@@ -153,7 +153,7 @@ def test_voxels_in_another_frame_are_refused() -> None:
 def test_a_mask_file_is_json_or_nifti(tmp_path: Path) -> None:
     patient = _patient()
     box = {"kind": "box", "low_mm": [-12, -12, -12], "high_mm": [12, 12, 12]}
-    (tmp_path / "mask.json").write_text(json.dumps(box))
+    (tmp_path / "mask.json").write_text(json.dumps(box), encoding="utf-8")
     write_nifti(parse_probe_mask(box, GRID), tmp_path / "mask.nii.gz")
     from_json = read_probe_mask(tmp_path / "mask.json", patient)
     from_nifti = read_probe_mask(tmp_path / "mask.nii.gz", patient)

@@ -20,14 +20,15 @@ def test_a_table_of_patients_becomes_a_cohort_and_bad_rows_are_told(tmp_path: Pa
     for n in range(2):
         write_nifti(toy_case(n)["volumes"]["pct"], tmp_path / "in" / f"ct{n}.nii.gz")
         write_dicom(toy_case(n)["volumes"]["ict_clean"], tmp_path / "in" / f"ict{n}")
-    (tmp_path / "in" / "l.csv").write_text("name,x,y,z\na,1,2,3\n")
+    (tmp_path / "in" / "l.csv").write_text("name,x,y,z\na,1,2,3\n", encoding="utf-8")
     table = tmp_path / "in" / "patients.csv"
     table.write_text(
         "case, patient, stratum, pct, ict, pct_landmarks\n"
         "a, p1, cirrhosis, ct0.nii.gz, ict0, l.csv\n"
         "b, p2, , ct1.nii.gz, ict1,\n"
         "c, p3, , missing.nii.gz, ,\n"
-        "../d, p4, , ct1.nii.gz, ,\n"
+        "../d, p4, , ct1.nii.gz, ,\n",
+        encoding="utf-8",
     )
     seen: list[tuple[int, int]] = []
     result = import_table(tmp_path / "c", table, settings=SETTINGS, progress=lambda n, of: seen.append((n, of)))
@@ -47,7 +48,7 @@ def test_a_table_of_patients_becomes_a_cohort_and_bad_rows_are_told(tmp_path: Pa
 @pytest.mark.parametrize("text", ["", "name\na\n", "case,pct\n", "case,pct,colour\na,b,c\n", "case\na\na\n"])
 def test_what_is_no_table(tmp_path: Path, text: str) -> None:
     table = tmp_path / "t.csv"
-    table.write_text(text)
+    table.write_text(text, encoding="utf-8")
     with pytest.raises(BadInputError, match=r"^t\.csv: ") as error:
         import_table(tmp_path / "c", table, settings=SETTINGS)
     assert error.value.code == "bad_table"

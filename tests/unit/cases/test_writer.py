@@ -123,7 +123,7 @@ def test_an_empty_cohort_is_not_finished(tmp_path: Path) -> None:
 
 def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
     toy_cohort(tmp_path, cases=1)
-    text = (tmp_path / "manifest.json").read_text()
+    text = (tmp_path / "manifest.json").read_text(encoding="utf-8")
     for bad in ("../../secret.nii.gz", "/etc/passwd", "cases/other/pct.nii.gz", "cases/case-0/../case-0/pct.nii.gz"):
         with pytest.raises(BadInputError) as error:
             parse_manifest(text.replace("cases/case-0/pct.nii.gz", bad).encode())

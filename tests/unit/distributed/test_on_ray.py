@@ -58,7 +58,7 @@ def test_a_search_finds_the_best_and_writes_it_as_a_config(tmp_path: Path, monke
     assert result.score == min(float(row["score"]) for row in rows)
     assert {"0.1", "120.0"} <= {row["learning_rate"] for row in rows} | {row["losses.style"] for row in rows}
     assert (result.folder / "report.png").stat().st_size > 10_000
-    assert result.config.read_text().startswith("# Command: hepalign train toy --config best.yaml")
+    assert result.config.read_text(encoding="utf-8").startswith("# Command: hepalign train toy --config best.yaml")
     winner = load_config("toy", result.config)
     assert winner.search is None
     assert winner.flat()["learning_rate"] == result.best["learning_rate"]

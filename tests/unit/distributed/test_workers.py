@@ -37,7 +37,7 @@ def test_in_this_process_the_folder_holds_the_result(tmp_path: Path) -> None:
     curves = read_curves(result.folder / "curves.csv")
     assert [row["epoch"] for row in curves] == [0, 1, 2]
     assert result.metrics["val/error"] == min(row["val/error"] for row in curves)
-    assert json.loads((result.folder / "training.json").read_text())["facts"]["torch"]
+    assert json.loads((result.folder / "training.json").read_text(encoding="utf-8"))["facts"]["torch"]
 
 
 def test_a_second_training_of_the_same_name_is_refused(tmp_path: Path) -> None:

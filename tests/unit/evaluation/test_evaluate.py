@@ -131,7 +131,7 @@ def test_tables_hold_known_numbers(cohort: Cohort, tmp_path: Path) -> None:
     with (tmp_path / "table2.csv").open() as file:
         written = [row for row in csv.DictReader(file) if row["metric"] == "tre_mm" and row["method"] == "identity"]
     assert float(written[0]["mean"]) == pytest.approx(rows["pMR-pCT", "liver", "tre_mm", "identity"]["mean"], rel=1e-5)
-    assert json.loads((tmp_path / "results.json").read_text())["table"] == found.summary()
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["table"] == found.summary()
 
 
 @pytest.mark.usefixtures("methods")
@@ -142,7 +142,7 @@ def test_failing_case_is_a_row_and_is_counted(cohort: Cohort, tmp_path: Path) ->
     assert failures[0].message == "RuntimeError: the peer ran away"
     row = next(r for r in found.summary() if (r["pair"], r["metric"], r["method"]) == ("pMR-pCT", "tre_mm", "ants-syn"))
     assert (row["n"], row["failed"]) == (1, 1)
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "the peer ran away" in page
     assert "1 failed" in page
     assert "flirt needs the program" in page
@@ -156,7 +156,7 @@ def test_resume_runs_only_what_is_missing_or_failed(
     first = run(cohort, tmp_path)
     methods.clear()
     kept = next((tmp_path / "work").glob("a--proposed-refine*"))
-    kept.write_text("{ half a fi")
+    kept.write_text("{ half a fi", encoding="utf-8")
     second = run(cohort, tmp_path)
     assert set(methods) == {("a", "proposed-refine"), ("b", "ants-syn")}
     means = [{k: v for k, v in r.items() if k != "peak_memory_mb"} for r in first.summary() if r["metric"] == "tre_mm"]
@@ -187,7 +187,7 @@ def test_a_map_may_return_in_any_order(cohort: Cohort, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("methods")
 def test_page_stands_alone_and_shows_worst_case_first(cohort: Cohort, tmp_path: Path) -> None:
     run(cohort, tmp_path)
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "data:image/jpeg;base64," in page
     assert "<svg" in page
     assert "research use only" in page

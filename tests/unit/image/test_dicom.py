@@ -158,7 +158,7 @@ def test_companions_are_left_out_with_a_warning(tmp_path: Path) -> None:
     folder = write(tmp_path / "ct", series())
     report = one(9, Modality="SR", Rows=None, Columns=None, PixelData=None)
     (folder / "report.dcm").write_bytes(as_bytes(report))
-    (folder / "README.txt").write_text("viewer")
+    (folder / "README.txt").write_text("viewer", encoding="utf-8")
     warnings: list[str] = []
     np.testing.assert_array_equal(read_volume(folder, report=warnings).data, HU)
     assert warnings == ["ct: 2 files that are no images were left out"]

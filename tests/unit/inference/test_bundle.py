@@ -36,9 +36,9 @@ def test_the_gates_report_and_training_data_travel_with_it(release: Path, tmp_pa
         tmp_path / "made", dict.fromkeys(STAGES, release), name="hepalign", version="2",
         training_data={"phantom": "abc"}, gate={"passed": True},
     )  # fmt: skip
-    manifest = json.loads((folder / "release.json").read_text())
+    manifest = json.loads((folder / "release.json").read_text(encoding="utf-8"))
     assert manifest["training_data"] == {"phantom": "abc"}
-    assert json.loads((folder / "gate.json").read_text()) == manifest["gate"] == {"passed": True}
+    assert json.loads((folder / "gate.json").read_text(encoding="utf-8")) == manifest["gate"] == {"passed": True}
     assert load_bundle(folder).digests == load_bundle(release).digests
 
 
@@ -46,14 +46,14 @@ def test_a_missing_stage_and_foreign_files_are_refused(release: Path, tmp_path: 
     with pytest.raises(BadInputError, match="inpainting"):
         build_bundle(tmp_path / "a", {"synthesis": release}, name="x", version="1")
     assert code_of(tmp_path) == "release_missing"
-    (tmp_path / "release.json").write_text("{")
+    (tmp_path / "release.json").write_text("{", encoding="utf-8")
     assert code_of(tmp_path) == "release_format"
-    (tmp_path / "release.json").write_text('{"schema": 99}')
+    (tmp_path / "release.json").write_text('{"schema": 99}', encoding="utf-8")
     assert code_of(tmp_path) == "release_format"
 
 
 def test_a_changed_config_is_refused(release: Path, tmp_path: Path) -> None:
     folder = build_bundle(tmp_path / "made", dict.fromkeys(STAGES, release), name="x", version="1")
     config = folder / "registration.json"
-    config.write_text(config.read_text() + " ")
+    config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
     assert code_of(folder) == "weights_digest"

@@ -64,7 +64,9 @@ def test_a_plan_comes_back_as_it_was_saved(made: Plan, tmp_path: Path) -> None:
     names = {"plan.json", "sct.nii.gz", "pmr_on_pct.nii.gz", "field_pct_from_pmr.nii.gz", "pmr.nii.gz", "pct.nii.gz"}
     assert {path.name for path in tmp_path.iterdir()} == names | {"pct_liver.nii.gz", "pmr_tumour.nii.gz"}
     loaded = load_plan(tmp_path)
-    assert loaded.digest == made.digest == json.loads((tmp_path / "plan.json").read_text())["plan_digest"]
+    assert (
+        loaded.digest == made.digest == json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["plan_digest"]
+    )
     assert set(loaded.labels) == {"pct_liver", "pmr_tumour"}
     assert loaded.engine == "learned"
 

@@ -38,7 +38,7 @@ def test_refinement_finds_the_warp_without_a_fold_and_says_how(bundle: Bundle, p
     assert {path.name for path in tmp_path.iterdir()} == {
         "field.nii.gz", "warped.nii.gz", "warped_label.nii.gz", "result.json",
     }  # fmt: skip
-    summary = json.loads((tmp_path / "result.json").read_text())
+    summary = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert summary["research_use_only"]
     assert summary["quality"]["folding_fraction"] == 0.0
     np.testing.assert_allclose(read_field(tmp_path / "field.nii.gz").vectors, done.field.vectors, atol=1e-4)

@@ -60,9 +60,9 @@ def test_missing_files_and_foreign_tensors_are_named(saved: tuple[Path, str]) ->
     with pytest.raises(BadInputError, match=r"inpainting\.safetensors is missing") as error:
         load_weights(folder, "inpainting")
     assert code_of(error) == "weights_missing"
-    description = json.loads((folder / "synthesis.json").read_text())
+    description = json.loads((folder / "synthesis.json").read_text(encoding="utf-8"))
     description["config"]["width"] = 3
-    (folder / "synthesis.json").write_text(json.dumps(description))
+    (folder / "synthesis.json").write_text(json.dumps(description), encoding="utf-8")
     with pytest.raises(BadInputError) as error:
         load_weights(folder, "synthesis")
     assert code_of(error) == "weights_mismatch"

@@ -22,7 +22,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results(tmp_path: Path, release: Path, tre_mm: dict[str, float] = CASES, **chosen: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((evaluation(tmp_path, release, tre_mm, **chosen) / "results.json").read_text())
+    found: dict[str, Any] = json.loads(
+        (evaluation(tmp_path, release, tre_mm, **chosen) / "results.json").read_text(encoding="utf-8")
+    )
     return found
 
 
@@ -110,7 +112,7 @@ def test_must_beat_names_the_pair(tmp_path: Path, release: Path) -> None:
 
 @pytest.mark.parametrize("text", ["min_cases: 0\nthresholds: []", "thresholds: []", "min_cases: 1\nwat: 2", "- 1"])
 def test_a_policy_that_is_off_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "policy.yaml").write_text(text)
+    (tmp_path / "policy.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(BadInputError) as caught:
         read_policy(tmp_path / "policy.yaml")
     assert caught.value.code == "promotion_policy"

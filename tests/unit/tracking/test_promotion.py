@@ -38,7 +38,7 @@ no_regression:
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
     path = tmp_path / "policy.yaml"
-    path.write_text(POLICY)
+    path.write_text(POLICY, encoding="utf-8")
     return path
 
 
@@ -54,7 +54,7 @@ def test_promote_serve_roll_back(mlflow: str, tmp_path: Path, policy: Path) -> N
     second = put_forward(tmp_path, policy, 2)
     champion = fetch_release("models:/hepalign@champion", tmp_path / "serving")
     assert load_bundle(champion).manifest["version"] == "2"
-    assert json.loads((champion / "gate.json").read_text())["passed"]
+    assert json.loads((champion / "gate.json").read_text(encoding="utf-8"))["passed"]
 
     back = rollback(reason="2 drifts")
     assert (back["entry"], back["version"], back["action"]) == (3, first["version"], "rollback")

@@ -96,7 +96,7 @@ def _damage(folder: Path, how: str) -> None:
     elif how == "remove":
         (folder / "rank-0.pt").unlink()
     else:
-        (folder / "digests-0.json").write_text(json.dumps({"common.pt": "0" * 64}))
+        (folder / "digests-0.json").write_text(json.dumps({"common.pt": "0" * 64}), encoding="utf-8")
 
 
 def test_when_no_checkpoint_is_sound_resume_says_so(tmp_path: Path) -> None:

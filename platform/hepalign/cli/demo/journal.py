@@ -26,17 +26,19 @@ class Journal:
         path = self.folder / f"{name}.json"
         if path.exists():
             print(f"== {name}: done before", file=sys.stderr, flush=True)
-            known: dict[str, Any] = json.loads(path.read_text())
+            known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return known
         print(f"== {name}", file=sys.stderr, flush=True)
         started = time.monotonic()
         found = {**work(), "seconds": round(time.monotonic() - started, 1)}
         partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(found, indent=1, default=str))
+        partial.write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
         partial.replace(path)
         print(f"== {name}: {found['seconds']:.0f} s", file=sys.stderr, flush=True)
         return found
 
     def seconds(self) -> dict[str, float]:
         """Seconds by finished step."""
-        return {p.stem: json.loads(p.read_text())["seconds"] for p in sorted(self.folder.glob("*.json"))}
+        return {
+            p.stem: json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in sorted(self.folder.glob("*.json"))
+        }

@@ -69,7 +69,7 @@ def _through_service(out: Path, cohort: Cohort, case: Case) -> dict[str, Any]:
             job = run(remote, wait_s=600.0)
             timings[f"{name}, uploads included"] = time.monotonic() - started
         client.download(remote, files, job=job)
-    result = json.loads((files / "result.json").read_text())
+    result = json.loads((files / "result.json").read_text(encoding="utf-8"))
     return {"files": files, "result": result, "timings": {name: round(s, 2) for name, s in timings.items()}}
 
 
