@@ -24,9 +24,8 @@ def main() -> None:
             failed.append(script.name)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {platform.system()}"
     page = HERE.parent / "docs/performance.md"
-    page.write_text(
-        f"# Performance\n\nMeasured by `make bench` on: {machine}.\n\n" + "\n".join(sections), encoding="utf-8"
-    )
+    head = f"# Performance\n\nMeasured by `make bench` on: {machine}.\n\n"
+    page.write_text(head + "\n".join(sections), encoding="utf-8")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
