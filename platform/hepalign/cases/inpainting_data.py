@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from hepalign.cases.augment import (
@@ -23,14 +23,16 @@ from hepalign.cases.augment import (
     sampled,
     smooth_warp,
 )
-from hepalign.cases.case import Case, Split
+from hepalign.cases.case import Split
 from hepalign.cases.cohort import Cohort
 from hepalign.cases.holes import random_hole
-from hepalign.cases.loading import EpochLoader, Sample
+from hepalign.cases.loading import Sample
 from hepalign.cases.placing import covering_grid
-from hepalign.cases.prepared import Arrays, prepared, prepared_key
+from hepalign.cases.prepared import Arrays
+from hepalign.cases.samples import Source, StageData, loader_of
 from hepalign.image.intensity import body_mask, ct_to_unit
 from hepalign.image.resample import resample
+from hepalign.image.resample_labels import resample_labels
 from hepalign.image.volume import Volume
 from hepalign.transform.warp import warp
 
@@ -41,16 +43,13 @@ PROBE = "ict_probe_mask"
 PLACES = 4096
 
 
-class InpaintingData(BaseModel):
+class InpaintingData(StageData):
     """What the inpainting stage reads.
 
     Attributes:
-        cohorts: folders or s3:// prefixes.
         patch: voxels of a patch.
-        spacing_mm: isotropic spacing at which images are read.
         window_hu: CT window that becomes [-1, 1].
         targets: images that are to be restored: the pCT (the paper's choice) and the probe-free iCT where known.
-        batch_size: patches a batch.
         samples_per_case: patches of each target image an epoch.
         radius_mm: half the width of a hole.
         length_mm: length of a hole.
@@ -62,17 +61,11 @@ class InpaintingData(BaseModel):
         rotation_deg: random rotation about each axis, ±.
         scale: random zoom, ±.
         noise: standard deviation of additional noise, unit scale, at most.
-        workers: processes that read ahead (0: one thread).
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    cohorts: list[str] = []
     patch: tuple[int, int, int] = (64, 64, 64)
-    spacing_mm: float = Field(default=2.0, gt=0)
     window_hu: tuple[float, float] = (-200.0, 400.0)
     targets: tuple[Target, ...] = ("pct", "ict_clean")
-    batch_size: int = Field(default=1, ge=1)
     samples_per_case: int = Field(default=4, ge=1)
     radius_mm: tuple[float, float] = (4.0, 12.0)
     length_mm: tuple[float, float] = (40.0, 140.0)
@@ -84,43 +77,10 @@ class InpaintingData(BaseModel):
     rotation_deg: float = Field(default=10.0, ge=0)
     scale: float = Field(default=0.1, ge=0, lt=1)
     noise: float = Field(default=0.03, ge=0)
-    workers: int = Field(default=0, ge=0)
-
-
-def inpainting_loader(
-    cohorts: Sequence[Cohort],
-    config: InpaintingData,
-    split: Split,
-    *,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> EpochLoader:
-    """Batches of `image`, `mask`, `prior`, `body`, each [B, 1, D, H, W] float32, and `case_id`.
-
-    `image` is the target in unit scale, `mask` 1 where it may be seen and 0 in the hole, `body` 1 in the patient.
-    `prior` is the patient's pCT warped by the truth and a residual smooth warp where the target is an iCT, else the
-    target itself under a larger warp, with noise and contrast of its own; -1 everywhere where it is dropped. Errors as
-    `EpochLoader`.
-    """
-    maker = _InpaintingSamples(cohorts, config, split)
-    return EpochLoader(
-        maker,
-        split,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        seed=seed,
-        epoch=epoch,
-        rank=rank,
-        world_size=world_size,
-    )
 
 
 @dataclass(frozen=True)
-class _Source:
-    cohort: Cohort
-    case: Case
+class _Source(Source):
     target: Target
 
     @property
@@ -196,27 +156,23 @@ class _InpaintingSamples:
             "spacing_mm": self._config.spacing_mm,
             "window_hu": self._config.window_hu,
         }
-        digests = [source.cohort.entry(source.case, name).sha256 for name in source.names]
-        return prepared(prepared_key(digests, recipe), lambda: self._make(source))
+        return source.prepared(source.names, recipe, lambda: self._make(source))
 
     def _make(self, source: _Source) -> Arrays:
-        def read(name: str) -> Volume:
-            return source.cohort.volume(source.case, name)
-
         names = source.names
-        target = read(source.target)
+        target = source.volume(source.target)
         grid = covering_grid(target.geometry, self._config.spacing_mm)
         air = self._config.window_hu[0]
         body = resample(body_mask(target), grid, mode="nearest").as_mask()
         arrays: Arrays = {"image": self._unit(resample(target, grid, fill=air)), "body": body.astype(np.uint8)}
         liver_name = f"{source.target[:3]}_liver"
-        tips = resample(read(liver_name), grid, mode="nearest").as_mask() if liver_name in names else body
+        tips = resample_labels(source.volume(liver_name), grid).as_mask() if liver_name in names else body
         arrays["tip_places"] = _places(tips if tips.any() else body)
         if TRUTH in names:
             field = source.cohort.field(source.case, TRUTH)
-            arrays["prior"] = self._unit(resample(warp(read("pct"), field, fill=air), grid, fill=air))
+            arrays["prior"] = self._unit(resample(warp(source.volume("pct"), field, fill=air), grid, fill=air))
         if PROBE in names:
-            probe = resample(read(PROBE), grid, mode="nearest").as_mask()
+            probe = resample(source.volume(PROBE), grid, mode="nearest", fill=0).as_mask()
             if probe.any():
                 arrays |= {"probe": probe.astype(np.uint8), "probe_places": _places(probe)}
         return arrays
@@ -234,3 +190,12 @@ def _places(mask: NDArray[np.bool_]) -> NDArray[np.int16]:
 
 def _place(rng: np.random.Generator, places: NDArray[np.generic]) -> NDArray[np.float64]:
     return np.asarray(places[int(rng.integers(len(places)))], dtype=np.float64)
+
+
+inpainting_loader = loader_of(_InpaintingSamples)
+"""Batches of `image`, `mask`, `prior`, `body`, each [B, 1, D, H, W] float32, and `case_id`.
+
+`image` is the target in unit scale, `mask` 1 where it may be seen and 0 in the hole, `body` 1 in the patient. `prior`
+is the patient's pCT warped by the truth and a residual smooth warp where the target is an iCT, else the target itself
+under a larger warp, with noise and contrast of its own; -1 everywhere where it is dropped.
+"""

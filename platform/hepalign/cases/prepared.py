@@ -19,7 +19,7 @@ from hepalign.errors import WorkFailedError
 Arrays = dict[str, NDArray[np.generic]]
 
 # Part of every key: raise it when the making of any prepared array changes.
-PREPARED_VERSION = 2
+PREPARED_VERSION = 3
 # What is kept of prepared arrays; those unused for longest go first.
 DEFAULT_CACHE_GB = 50.0
 

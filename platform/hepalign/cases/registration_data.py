@@ -9,19 +9,21 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from hepalign.cases.augment import affine_about, contrast, index_grid, mapped, noisy, random_turn, sampled, smooth_warp
 from hepalign.cases.case import Case, Split
 from hepalign.cases.cohort import Cohort
-from hepalign.cases.loading import EpochLoader, Sample
+from hepalign.cases.loading import Sample
 from hepalign.cases.placing import mask_centre_mm, placed_grid
-from hepalign.cases.prepared import Arrays, prepared, prepared_key
+from hepalign.cases.prepared import Arrays
+from hepalign.cases.samples import Source, StageData, loader_of
 from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import SOFT_TISSUE_WINDOW_HU, body_mask, ct_to_unit, normalise_mr
 from hepalign.image.resample import resample
+from hepalign.image.resample_labels import resample_labels
 from hepalign.image.volume import Volume
 from hepalign.transform import linear
 from hepalign.transform.displacement import DisplacementField, invert, resample_field
@@ -32,11 +34,10 @@ SINGLES = ("pct", "ict_clean", "pmr_true_ct")
 SINGLE_BLUR_VOXELS = 0.6
 
 
-class RegistrationData(BaseModel):
+class RegistrationData(StageData):
     """What the registration stage reads.
 
     Attributes:
-        cohorts: folders or s3:// prefixes.
         shape: voxels of the network's grid.
         spacing_mm: its isotropic spacing.
         window_hu: CT window that becomes [-1, 1].
@@ -47,19 +48,14 @@ class RegistrationData(BaseModel):
         affine_jitter_deg: its error in rotation, ±.
         warp_mm: peak of the warp of `single`.
         warp_period_mm: its coarseness.
-        batch_size: pairs a batch.
         samples_per_pair: samples of each pair an epoch.
         rotation_deg: common random rotation about each axis, ±.
         scale: common random zoom, ±.
         shift_mm: common random shift along each axis, ±.
         contrast: strength of the random contrast phase of either image.
         noise: standard deviation of additional noise, unit scale, at most.
-        workers: processes that read ahead (0: one thread).
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    cohorts: list[str] = []
     shape: tuple[int, int, int] = (96, 96, 80)
     spacing_mm: float = Field(default=3.0, gt=0)
     window_hu: tuple[float, float] = SOFT_TISSUE_WINDOW_HU
@@ -70,50 +66,16 @@ class RegistrationData(BaseModel):
     affine_jitter_deg: float = Field(default=2.0, ge=0)
     warp_mm: float = Field(default=15.0, ge=0)
     warp_period_mm: float = Field(default=72.0, gt=0)
-    batch_size: int = Field(default=1, ge=1)
     samples_per_pair: int = Field(default=1, ge=1)
     rotation_deg: float = Field(default=8.0, ge=0)
     scale: float = Field(default=0.08, ge=0, lt=1)
     shift_mm: float = Field(default=15.0, ge=0)
     contrast: float = Field(default=0.3, ge=0)
     noise: float = Field(default=0.04, ge=0)
-    workers: int = Field(default=0, ge=0)
-
-
-def registration_loader(
-    cohorts: Sequence[Cohort],
-    config: RegistrationData,
-    split: Split,
-    *,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> EpochLoader:
-    """Batches of pairs on a grid of `shape` and `spacing_mm`, axis-aligned RAS, placed on the fixed image's anatomy.
-
-    `moving`, `fixed` [B, 1, D, H, W] in unit scale; `fixed_mask` 1 where the fixed image shows anatomy (not in the
-    probe's hole, not outside its field of view); `moving_liver`, `fixed_liver` 0 or 1, and `has_liver` [B] whether
-    both are known; `field` [B, 3, D, H, W] the true displacement in voxels, `fixed(p) ≈ moving(p + field(p))`, and
-    `has_field` [B] whether it is known; `case_id`. Errors as `EpochLoader`.
-    """
-    maker = _RegistrationSamples(cohorts, config, split)
-    return EpochLoader(
-        maker,
-        split,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        seed=seed,
-        epoch=epoch,
-        rank=rank,
-        world_size=world_size,
-    )
 
 
 @dataclass(frozen=True)
-class _Source:
-    cohort: Cohort
-    case: Case
+class _Source(Source):
     pair: Pair
     fixed: str
     moving: str
@@ -227,8 +189,7 @@ class _RegistrationSamples:
             "pair": source.pair,
             "names": [source.fixed, source.moving, *source.names],
         }
-        digests = [source.cohort.entry(source.case, name).sha256 for name in source.names]
-        return prepared(prepared_key(digests, recipe), lambda: _PairMaker(source, self._config).arrays())
+        return source.prepared(source.names, recipe, lambda: _PairMaker(source, self._config).arrays())
 
 
 def _images(arrays: Arrays, side: str, at: Tensor) -> dict[str, Tensor]:
@@ -281,19 +242,19 @@ class _PairMaker:
     def _image(self, name: str) -> Volume:
         """An image in its own units; the iCT's hole is filled by the probe-free scan where that is known."""
         source = self._source
-        volume = source.cohort.volume(source.case, name)
+        volume = source.volume(name)
         if name == "ict" and source.case.has(PROBE, "ict_clean"):
             hole = self._hole()
-            clean = source.cohort.volume(source.case, "ict_clean").as_float()
+            clean = source.volume("ict_clean").as_float()
             return volume.with_data(np.where(hole.as_mask(), clean, volume.as_float()))
         return volume
 
     def _hole(self) -> Volume:
-        return self._source.cohort.volume(self._source.case, PROBE)
+        return self._source.volume(PROBE)
 
     def _liver(self, name: str) -> Volume | None:
         liver = f"{name[:3]}_liver"
-        return self._source.cohort.volume(self._source.case, liver) if self._source.case.has(liver) else None
+        return self._source.volume(liver) if self._source.case.has(liver) else None
 
     def _truth(self, grid: Geometry) -> DisplacementField | None:
         source = self._source
@@ -319,7 +280,7 @@ class _PairMaker:
         seen = fixed.with_data(_scanned(fixed.geometry, name, case).astype(np.uint8))
         valid = resample(seen, grid, mode="nearest", fill=0).as_mask()
         if name == "ict" and case.has(PROBE):
-            valid &= ~_on_grid(self._hole(), np.eye(4), grid)
+            valid &= ~resample(self._hole(), grid, mode="nearest", fill=0).as_mask()
         return valid
 
 
@@ -327,7 +288,7 @@ def _on_grid(mask: Volume | None, affine: NDArray[np.float64], grid: Geometry) -
     """A mask, seen through a fixed-to-moving world map, on a grid; nothing where there is none."""
     if mask is None:
         return np.zeros(grid.shape, bool)
-    return resample(_moved(mask, affine), grid, mode="nearest", fill=0).as_mask()
+    return resample_labels(_moved(mask, affine), grid).as_mask()
 
 
 def _scanned(geometry: Geometry, name: str, case: Case) -> NDArray[np.bool_]:
@@ -372,3 +333,13 @@ def _centring(livers: list[Volume | None], bodies: list[Volume]) -> NDArray[np.f
     if middles[0] is not None and middles[1] is not None:
         affine[:3, 3] = middles[1] - middles[0]
     return affine
+
+
+registration_loader = loader_of(_RegistrationSamples)
+"""Batches of pairs on a grid of `shape` and `spacing_mm`, axis-aligned RAS, placed on the fixed image's anatomy.
+
+`moving`, `fixed` [B, 1, D, H, W] in unit scale; `fixed_mask` 1 where the fixed image shows anatomy (not in the probe's
+hole, not outside its field of view); `moving_liver`, `fixed_liver` 0 or 1, and `has_liver` [B] whether both are known;
+`field` [B, 3, D, H, W] the true displacement in voxels, `fixed(p) ≈ moving(p + field(p))`, and `has_field` [B] whether
+it is known; `case_id`.
+"""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -24,12 +24,14 @@ from hepalign.errors import BadInputError, UsageError, WorkFailedError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ObjectIdentifierTypeDef
 
 SCHEME = "s3://"
 # S3's smallest part is 5 MiB; at 16 MiB ten thousand parts hold 160 GB.
 PART_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
+# S3's own bound.
+_ERASE_AT_ONCE = 1000
 _DIGEST_KEY = "sha256"
 # botocore waits up to 1, 2, 4, 8 s between them.
 REQUEST_ATTEMPTS = 5
@@ -130,6 +132,22 @@ def list_keys(bucket: str, prefix: str) -> list[str]:
     with named_errors(_base(prefix)):
         pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+
+def erase(bucket: str, keys: Sequence[str]) -> None:
+    """Remove objects; one that is not there is no error. Errors as `named_errors`."""
+    with named_errors("the case"):
+        for start in range(0, len(keys), _ERASE_AT_ONCE):
+            names: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + _ERASE_AT_ONCE]]
+            answer = client().delete_objects(Bucket=bucket, Delete={"Objects": names, "Quiet": True})
+            if answer.get("Errors"):
+                raise _unavailable("the case")
+
+
+def check(bucket: str) -> None:
+    """Ask whether the bucket answers; errors as `named_errors`."""
+    with named_errors(bucket):
+        client().head_bucket(Bucket=bucket)
 
 
 def download(bucket: str, key: str, partial: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,3 +151,63 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+class Shelf:
+    """A working folder whose finished files are also kept under an `s3://` prefix, where one is given.
+
+    Keys are POSIX paths below the folder. With a prefix the folder is a cache: a file that is not there is fetched.
+
+    Args:
+        folder: the working folder.
+        url: where the files are kept; None: the folder is all there is.
+    """
+
+    def __init__(self, folder: Path, url: s3.S3Url | None = None) -> None:
+        self.folder, self.url = folder, url
+
+    def keep(self, key: str) -> None:
+        """Makes a file of the folder lasting; errors as `s3.named_errors`."""
+        if self.url is not None:
+            path = self.folder / key
+            s3.upload(path, self.url.bucket, self.url.key(key), sha256_of(path))
+
+    def fetch(self, key: str) -> Path:
+        """The local file of a key; errors as `Store.read` and `s3.named_errors`."""
+        path = self.folder / key
+        if not path.is_file() and self.url is not None:
+            with atomic_path(path) as partial:
+                s3.download(self.url.bucket, self.url.key(key), partial)
+        if not path.is_file():
+            raise missing_file(path.name)
+        return path
+
+    def fetch_folder(self, key: str) -> Path:
+        """The local folder of a key, with every file that is kept below it."""
+        for found in self._kept(key):
+            self.fetch(found)
+        return self.folder / key
+
+    def erase(self, key: str) -> None:
+        """Removes a folder, here and where it is kept; nothing happens when there is none."""
+        if self.url is not None:
+            s3.erase(self.url.bucket, [self.url.key(found) for found in self._kept(key)])
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+
+    def folders(self, key: str) -> set[str]:
+        """Names of the folders directly below a key, here and where they are kept."""
+        here = {path.name for path in (self.folder / key).iterdir() if path.is_dir()}
+        return here | {found.removeprefix(f"{key}/").partition("/")[0] for found in self._kept(key)}
+
+    def check(self, key: str) -> None:
+        """Whether the folder of a key can be written and its keeper answers; OSError or `s3.named_errors` if not."""
+        with tempfile.TemporaryFile(dir=self.folder / key):
+            pass
+        if self.url is not None:
+            s3.check(self.url.bucket)
+
+    def _kept(self, key: str) -> list[str]:
+        if self.url is None:
+            return []
+        keys = s3.list_keys(self.url.bucket, self.url.key(f"{key}/"))
+        return [found.removeprefix(f"{self.url.prefix}/") if self.url.prefix else found for found in keys]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from hepalign.cases.augment import affine_about, bias_field, index_grid, mapped, noisy, random_turn, sampled
-from hepalign.cases.case import Case, Split
+from hepalign.cases.case import Split
 from hepalign.cases.cohort import Cohort
-from hepalign.cases.loading import EpochLoader, Sample
+from hepalign.cases.loading import Sample
 from hepalign.cases.placing import covering_grid
-from hepalign.cases.prepared import Arrays, prepared, prepared_key
+from hepalign.cases.prepared import Arrays
+from hepalign.cases.samples import Source, StageData, loader_of
 from hepalign.image.intensity import CT_WINDOW_HU, body_mask, ct_to_unit, normalise_mr
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
@@ -24,78 +24,33 @@ from hepalign.image.volume import Volume
 MR_BODY_UNIT = -0.8
 
 
-class SynthesisData(BaseModel):
+class SynthesisData(StageData):
     """What the synthesis stage reads.
 
     Attributes:
-        cohorts: folders or s3:// prefixes.
         patch: voxels of a patch.
-        spacing_mm: isotropic spacing at which MR and CT are read.
         window_hu: CT window that becomes [-1, 1].
-        batch_size: patches of each modality a batch.
         samples_per_case: patches of each MR an epoch.
         rotation_deg: random rotation about each axis, ±.
         scale: random zoom, ±.
         bias: strength of an additional MR bias field.
         noise: standard deviation of additional MR noise, unit scale, at most.
-        workers: processes that read ahead (0: one thread).
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    cohorts: list[str] = []
     patch: tuple[int, int, int] = (96, 96, 48)
-    spacing_mm: float = Field(default=2.0, gt=0)
     window_hu: tuple[float, float] = CT_WINDOW_HU
-    batch_size: int = Field(default=1, ge=1)
     samples_per_case: int = Field(default=4, ge=1)
     rotation_deg: float = Field(default=8.0, ge=0)
     scale: float = Field(default=0.1, ge=0, lt=1)
     bias: float = Field(default=0.1, ge=0)
     noise: float = Field(default=0.02, ge=0)
-    workers: int = Field(default=0, ge=0)
-
-
-def synthesis_loader(
-    cohorts: Sequence[Cohort],
-    config: SynthesisData,
-    split: Split,
-    *,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> EpochLoader:
-    """Batches of `mr` and `ct`, [B, 1, D, H, W] in [-1, 1], and `case_id` (the MR's cases).
-
-    In training `ct` comes from another patient, from about the same place in the body (the same patient where there
-    is only one). In validation it is the `true_ct` where there is one; then `true_ct` and `body` (1 inside) stand in
-    the batch, at the same voxels as `mr`. Errors as `EpochLoader`.
-    """
-    maker = _SynthesisSamples(cohorts, config, split)
-    return EpochLoader(
-        maker,
-        split,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        seed=seed,
-        epoch=epoch,
-        rank=rank,
-        world_size=world_size,
-    )
-
-
-@dataclass(frozen=True)
-class _Source:
-    cohort: Cohort
-    case: Case
 
 
 class _SynthesisSamples:
     def __init__(self, cohorts: Sequence[Cohort], config: SynthesisData, split: Split) -> None:
         self._config = config
         self._train = split == "train"
-        sources = [_Source(cohort, case) for cohort in cohorts for case in cohort.cases(split)]
+        sources = [Source(cohort, case) for cohort in cohorts for case in cohort.cases(split)]
         self._cts = [source for source in sources if source.case.has("pct")]
         self._mrs = [source for source in sources if source.case.has("pmr")] if self._cts else []
         if not self._train and any(source.case.has("pmr_true_ct") for source in self._mrs):
@@ -121,7 +76,7 @@ class _SynthesisSamples:
             mr_patch = noisy(rng, mr_patch, rng.uniform(0, self._config.noise))
         return {"mr": mr_patch, "ct": sampled(ct["image"], there, outside=-1.0), "case_id": source.case.id}
 
-    def _other(self, source: _Source, rng: np.random.Generator) -> _Source:
+    def _other(self, source: Source, rng: np.random.Generator) -> Source:
         strangers = [
             other
             for other in self._cts
@@ -140,14 +95,13 @@ class _SynthesisSamples:
         shift = centre - (np.asarray(self._config.patch) - 1) / 2
         return mapped(affine_about(self._config.patch, turn, shift), index_grid(self._config.patch))
 
-    def _prepared(self, source: _Source, name: str) -> Arrays:
+    def _prepared(self, source: Source, name: str) -> Arrays:
         names = [name, "pmr_true_ct"] if name == "pmr" and source.case.has("pmr_true_ct") else [name]
         recipe = {"stage": "synthesis", "spacing_mm": self._config.spacing_mm, "window_hu": self._config.window_hu}
-        digests = [source.cohort.entry(source.case, n).sha256 for n in names]
-        return prepared(prepared_key(digests, recipe), lambda: self._make(source, name))
+        return source.prepared(names, recipe, lambda: self._make(source, name))
 
-    def _make(self, source: _Source, name: str) -> Arrays:
-        volume = source.cohort.volume(source.case, name)
+    def _make(self, source: Source, name: str) -> Arrays:
+        volume = source.volume(name)
         grid = covering_grid(volume.geometry, self._config.spacing_mm)
         if name == "pct":
             ct = resample(volume, grid, fill=self._config.window_hu[0])
@@ -156,7 +110,7 @@ class _SynthesisSamples:
         mr = resample(volume.with_data(scaled), grid, fill=-1.0)
         arrays: Arrays = {"image": mr.as_float().astype(np.float16), "box": _box(mr.as_float() > MR_BODY_UNIT)}
         if source.case.has("pmr_true_ct"):
-            true_ct = resample(source.cohort.volume(source.case, "pmr_true_ct"), grid, fill=self._config.window_hu[0])
+            true_ct = resample(source.volume("pmr_true_ct"), grid, fill=self._config.window_hu[0])
             body = body_mask(true_ct).as_mask()
             arrays |= {"true_ct": self._unit(true_ct), "body": body.astype(np.uint8), "box": _box(body)}
         return arrays
@@ -174,3 +128,12 @@ def _box(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         share = np.cumsum(mask.sum(axis=tuple(other for other in range(3) if other != axis)), dtype=np.float64)
         ends.append(np.searchsorted(share / share[-1], (0.01, 0.99)))
     return np.array(ends, dtype=np.float32).T
+
+
+synthesis_loader = loader_of(_SynthesisSamples)
+"""Batches of `mr` and `ct`, [B, 1, D, H, W] in [-1, 1], and `case_id` (the MR's cases).
+
+In training `ct` comes from another patient, from about the same place in the body (the same patient where there is
+only one). In validation it is the `true_ct` where there is one; then `true_ct` and `body` (1 inside) stand in the
+batch, at the same voxels as `mr`.
+"""
