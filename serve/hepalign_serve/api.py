@@ -10,19 +10,18 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from sqlalchemy import text
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from hepalign.errors import HepalignError
-from hepalign_serve import case_routes, job_routes, problems
+from hepalign_serve import case_routes, job_routes, problems, viewer
 from hepalign_serve.context import BySite, Context, DeskClient, InContext
 from hepalign_serve.guard import Guard, Observe
 from hepalign_serve.schemas import Problem, ReleaseView
 from hepalign_serve.settings import Settings
 
-WEB = Path(__file__).parent / "web"
 _ERRORS = {
     "4XX": {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": "see the code"},
     "5XX": {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": "see the code"},
@@ -51,8 +50,7 @@ def create_app(settings: Settings, desk: DeskClient, observe: Observe = lambda *
     app.include_router(job_routes.router)
     _add_probes(app)
     if settings.viewer:
-        app.add_api_route("/", _viewer, include_in_schema=False)
-        app.add_api_route("/viewer/{name}", _viewer_file, include_in_schema=False)
+        app.include_router(viewer.router)
     return app
 
 
@@ -90,17 +88,6 @@ def _add_probes(app: FastAPI) -> None:
         return ReleaseView(
             name=serving["name"], version=serving["version"], digest=serving["digest"], networks=networks
         )
-
-
-async def _viewer() -> FileResponse:
-    return FileResponse(WEB / "index.html")
-
-
-async def _viewer_file(name: str) -> FileResponse:
-    files = {path.name: path for path in WEB.iterdir() if path.is_file()}
-    if name not in files:
-        raise problems.not_found()
-    return FileResponse(files[name])
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:

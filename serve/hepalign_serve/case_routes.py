@@ -82,6 +82,18 @@ async def put_image(
     return await _store(context, received, case_id, role, request.headers.get("content-type", ""), wishes)
 
 
+@router.get("/{case_id}/images/{role}", summary="Get an image back", response_class=FileResponse)
+async def get_image(case_id: str, role: ImageRole, caller: BySite, context: InContext) -> FileResponse:
+    """The image as it is used: NIfTI (JSON for a probe mask that came as such)."""
+    await context.own_case(caller, case_id, "download")
+    image = await context.reading(lambda session: session.get(Image, (case_id, role.replace("-", "_"))))
+    if image is None or not (context.data_folder / image.path).is_file():
+        raise not_found()
+    path = context.data_folder / image.path
+    name = role + path.name.removeprefix(path.name.partition(".")[0])
+    return FileResponse(path, filename=name, headers={"ETag": f'"{image.sha256}"'})
+
+
 @router.put("/{case_id}/uploads/{role}/{part}", status_code=201, summary="Send one chunk of an image")
 async def put_part(
     case_id: str, role: ImageRole, part: int, request: Request, caller: BySite, context: InContext

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hepalign.cases.probe import check_probe_mask, parse_probe_mask, voxel_mask
+from hepalign.image.nifti import write_nifti
 from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle, load_bundle
 from hepalign.inference.guide import guide
 from hepalign.inference.inpaint import Inpainted, inpaint
 from hepalign.inference.planner import Plan, load_plan, plan
-from hepalign.inference.result import load_previous
+from hepalign.inference.result import as_stored_ct, load_previous
 from hepalign.inference.synthesise import synthesise
+from hepalign.transform.warp import warp
 from hepalign_serve.task import Task
 
 Progress = Callable[[str, float], None]
@@ -85,13 +87,16 @@ class HepalignPipeline:
         ict = read_volume(task.images["ict"], report=warnings)
         mask = read_mask(task.images["ict_probe_mask"], ict, warnings)
         labels = {name: read_volume(path) for name, path in task.images.items() if name.endswith(("_liver", "_tumour"))}
+        ablation = read_volume(task.images["ict_ablation"]) if "ict_ablation" in task.images else None
         previous = load_previous(task.previous_folder) if task.previous_folder else None
         planned = self._plan(task.plan_folder)
         made = guide(
-            bundle, planned, ict, mask, labels=labels, previous=previous, inpaint=inpaint, progress=progress,
-            **task.options,
+            bundle, planned, ict, mask, labels=labels, ablation=ablation, previous=previous, inpaint=inpaint,
+            progress=progress, **task.options,
         )  # fmt: skip
         made.save(task.out)
+        # The viewer lays the synthetic CT over the iCT.
+        write_nifti(as_stored_ct(warp(planned.sct, made.field_ict_from_pmr)), task.out / "sct_on_ict.nii.gz")
         return _with_warnings(task.out / "result.json", warnings)
 
     def preload(self, plan_folder: Path) -> None:

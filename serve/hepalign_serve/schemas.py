@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 ImageRole = Literal[
     "pmr", "pct", "ict", "pmr-liver", "pct-liver", "ict-liver",
-    "pmr-tumour", "pct-tumour", "ict-tumour", "ict-probe-mask",
+    "pmr-tumour", "pct-tumour", "ict-tumour", "ict-probe-mask", "ict-ablation",
 ]  # fmt: skip
 
 
