@@ -83,15 +83,16 @@ async def put_image(
 
 
 @router.get("/{case_id}/images/{role}", summary="Get an image back", response_class=FileResponse)
-async def get_image(case_id: str, role: ImageRole, caller: BySite, context: InContext) -> FileResponse:
-    """The image as it is used: NIfTI (JSON for a probe mask that came as such)."""
+async def get_image(
+    case_id: str, role: ImageRole, caller: BySite, context: InContext, job: str | None = None
+) -> FileResponse:
+    """The newest image, or the one that `job` used, as it is used: NIfTI (JSON for a probe mask that came so)."""
     await context.own_case(caller, case_id, "download")
-    image = await context.reading(lambda session: session.get(Image, (case_id, role.replace("-", "_"))))
-    if image is None or not (context.data_folder / image.path).is_file():
+    stored = await context.reading(lambda session: _image_path(session, case_id, role.replace("-", "_"), job))
+    path = context.data_folder / stored
+    if not path.is_file():
         raise not_found()
-    path = context.data_folder / image.path
-    name = role + path.name.removeprefix(path.name.partition(".")[0])
-    return FileResponse(path, filename=name, headers={"ETag": f'"{image.sha256}"'})
+    return FileResponse(path, filename=role + path.name[path.name.index(".") :])
 
 
 @router.put("/{case_id}/uploads/{role}/{part}", status_code=201, summary="Send one chunk of an image")
@@ -152,6 +153,18 @@ async def artifact(
     stem = found.name.removesuffix(".nii.gz")
     disposition = {"Content-Disposition": f'attachment; filename="{stem}.zip"'}
     return Response(packed, media_type="application/zip", headers=disposition)
+
+
+def _image_path(session: Session, case_id: str, role: str, job_id: str | None) -> str:
+    if job_id is not None:
+        job = session.get(Job, job_id)
+        found = job.request["images"].get(role) if job is not None and job.case_id == case_id else None
+    else:
+        image = session.get(Image, (case_id, role))
+        found = image.path if image is not None else None
+    if found is None:
+        raise not_found()
+    return str(found)
 
 
 def _dicom_context(session: Session, found: Artifact) -> tuple[str, dict[str, Any]]:
