@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hepalign.nets.partial_conv import PartialConv3d
 from hepalign.nets.precision import autocast, channels_last
-from timing import interleaved, report
+from timing import interleaved, ratio
 
 
 class FullMaskConv3d(nn.Module):
@@ -78,8 +78,8 @@ def main() -> None:
         with torch.set_grad_enabled(step):
             ways = {kind: lambda step=step, kind=kind: run(step, kind) for kind in ("partial", "plain", "full mask")}
             times = interleaved(ways)
-        report(f"plain convolution's time over partial's, {word}", times, "partial", "plain", ">= 1/1.15 = 0.87")
-        report(f"partial convolution vs convolving the full mask, {word}", times, "partial", "full mask", ">= 2.5")
+        ratio(f"partial over plain 3D convolution, {word}", times, "partial", "plain", at_most=1.15)
+        ratio(f"convolving the full mask over partial convolution, {word}", times, "full mask", "partial", at_least=2.5)
 
 
 if __name__ == "__main__":

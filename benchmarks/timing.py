@@ -1,43 +1,75 @@
-"""Two ways of doing one thing, timed in turns in one process, and the ratio of their times."""
+"""Two ways of doing one thing, timed in turns, and the ratio of their times beside its target."""
 
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 
-def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, list[float]]:
-    """CPU seconds of each way, one after another in every round, after one round that does not count.
+def interleaved(
+    ways: Mapping[str, Callable[[], object]], rounds: int = 15, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Seconds of each way, one after another in every round, after one round that does not count.
 
-    CPU time of this process, so that what else the machine does hardly matters; pin the threads to one.
+    By default CPU seconds of this process, so that what else the machine does hardly matters: pin the threads to one.
+    With several threads or processes, `time.perf_counter` on a quiet machine.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
-            start = time.process_time()
+            start = clock()
             way()
             if turn:
-                times[name].append(time.process_time() - start)
+                times[name].append(clock() - start)
     return times
 
 
-def report(figure: str, times: Mapping[str, list[float]], ours: str, peer: str, target: str) -> float:
-    """Print the ratio peer / ours with its quartiles over the rounds as one line of JSON, and return it."""
-    ratios = [theirs / own for theirs, own in zip(times[peer], times[ours], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    print(
-        json.dumps(
-            {
-                "figure": figure,
-                "ratio": round(middle, 3),
-                "quartiles": [round(low, 3), round(high, 3)],
-                "target": target,
-                "median_ms": {name: round(1000 * statistics.median(values), 2) for name, values in times.items()},
-                "machine": platform.processor() or platform.machine(),
-            }
-        )
-    )
+def ratio(
+    figure: str,
+    times: Mapping[str, Sequence[float]],
+    over: str,
+    under: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    **facts: object,
+) -> float:
+    """Print the ratio over / under of each round (median, quartiles) as one line of JSON, and return its median."""
+    ratios = [above / below for above, below in zip(times[over], times[under], strict=True)]
+    seconds = {name: round(statistics.median(values), 5) for name, values in times.items()}
+    return _line(figure, ratios, "x", at_least, at_most, {"median_s": seconds, **facts})
+
+
+def single(
+    figure: str,
+    values: Sequence[float],
+    unit: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    **facts: object,
+) -> float:
+    """Print one measured quantity (median, quartiles) as one line of JSON, and return its median."""
+    return _line(figure, values, unit, at_least, at_most, facts)
+
+
+def _line(
+    figure: str,
+    values: Sequence[float],
+    unit: str,
+    at_least: float | None,
+    at_most: float | None,
+    facts: Mapping[str, object],
+) -> float:
+    middle = statistics.median(values)
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (middle,) * 3
+    line: dict[str, object] = {"figure": figure, "value": round(middle, 4), "unit": unit, "rounds": len(values)}
+    line["quartiles"] = [round(low, 4), round(high, 4)]
+    if at_least is not None:
+        line |= {"target": f"≥ {at_least:g}", "met": middle >= at_least, "times_target": round(middle / at_least, 3)}
+    if at_most is not None:
+        line |= {"target": f"≤ {at_most:g}", "met": middle <= at_most, "times_target": round(at_most / middle, 3)}
+    print(json.dumps(line | dict(facts), ensure_ascii=False), flush=True)
     return middle
