@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy import ndimage
 from torch import Tensor
 
-from hepalign.cases.augment import affine_about, bias_field, index_grid, mapped, noisy, random_turn, sampled
+from hepalign.cases.augment import affine_about, bias_field, contrast, index_grid, mapped, noisy, random_turn, sampled
 from hepalign.cases.case import Split
 from hepalign.cases.cohort import Cohort
 from hepalign.cases.loading import Sample
@@ -22,6 +24,8 @@ from hepalign.image.volume import Volume
 
 # unit-scale MR above this is taken for the patient when patches are placed
 MR_BODY_UNIT = -0.8
+# A CT is air beyond this distance from the patient: no MR shows the couch.
+COUCH_MARGIN_MM = 8.0
 
 
 class SynthesisData(StageData):
@@ -34,6 +38,7 @@ class SynthesisData(StageData):
         rotation_deg: random rotation about each axis, ±.
         scale: random zoom, ±.
         bias: strength of an additional MR bias field.
+        contrast: strength of a random gamma of the MR: no scanner's scale is another's.
         noise: standard deviation of additional MR noise, unit scale, at most.
     """
 
@@ -43,6 +48,7 @@ class SynthesisData(StageData):
     rotation_deg: float = Field(default=8.0, ge=0)
     scale: float = Field(default=0.1, ge=0, lt=1)
     bias: float = Field(default=0.1, ge=0)
+    contrast: float = Field(default=0.2, ge=0)
     noise: float = Field(default=0.02, ge=0)
 
 
@@ -65,16 +71,22 @@ class _SynthesisSamples:
         place = rng.uniform(0.1, 0.9, 3)
         here = self._indices(mr["box"], place, rng)
         mr_patch = sampled(mr["image"], here, outside=-1.0)
-        if not self._train and "true_ct" in mr:
-            true_ct = sampled(mr["true_ct"], here, outside=-1.0)
-            body = (sampled(mr["body"], here) > 0.5).float()
-            return {"mr": mr_patch, "ct": true_ct, "true_ct": true_ct, "body": body, "case_id": source.case.id}
+        known = "true_ct" in mr
+        # where no CT of this MR is known the two are there all the same, so that batches may mix
+        true_ct = sampled(mr["true_ct"], here, outside=-1.0) if known else torch.full_like(mr_patch, -1.0)
+        body = (sampled(mr["body"], here) > 0.5).float() if known else torch.zeros_like(mr_patch)
+        paired: Sample = {"true_ct": true_ct, "body": body, "case_id": source.case.id}
+        if not self._train and known:
+            return {"mr": mr_patch, "ct": true_ct, **paired}
         ct = self._prepared(self._other(source, rng), "pct")
         there = self._indices(ct["box"], place + rng.uniform(-0.1, 0.1, 3), rng)
-        if self._train:
-            mr_patch = bias_field(rng, mr_patch, self._config.bias)
-            mr_patch = noisy(rng, mr_patch, rng.uniform(0, self._config.noise))
-        return {"mr": mr_patch, "ct": sampled(ct["image"], there, outside=-1.0), "case_id": source.case.id}
+        ct_patch = sampled(ct["image"], there, outside=-1.0)
+        if not self._train:
+            return {"mr": mr_patch, "ct": ct_patch, "case_id": source.case.id}
+        mr_patch = bias_field(rng, mr_patch, self._config.bias)
+        mr_patch = contrast(rng, mr_patch, self._config.contrast)
+        mr_patch = noisy(rng, mr_patch, rng.uniform(0, self._config.noise))
+        return {"mr": mr_patch, "ct": ct_patch, "has_true_ct": torch.tensor(known), **paired}
 
     def _other(self, source: Source, rng: np.random.Generator) -> Source:
         strangers = [
@@ -98,6 +110,7 @@ class _SynthesisSamples:
     def _prepared(self, source: Source, name: str) -> Arrays:
         names = [name, "pmr_true_ct"] if name == "pmr" and source.case.has("pmr_true_ct") else [name]
         recipe = {"stage": "synthesis", "spacing_mm": self._config.spacing_mm, "window_hu": self._config.window_hu}
+        recipe["couch_margin_mm"] = COUCH_MARGIN_MM
         return source.prepared(names, recipe, lambda: self._make(source, name))
 
     def _make(self, source: Source, name: str) -> Arrays:
@@ -105,18 +118,23 @@ class _SynthesisSamples:
         grid = covering_grid(volume.geometry, self._config.spacing_mm)
         if name == "pct":
             ct = resample(volume, grid, fill=self._config.window_hu[0])
-            return {"image": self._unit(ct), "box": _box(body_mask(ct).as_mask())}
+            body = body_mask(ct).as_mask()
+            return {"image": self._unit(ct, body), "box": _box(body)}
         scaled, _ = normalise_mr(volume)
         mr = resample(volume.with_data(scaled), grid, fill=-1.0)
         arrays: Arrays = {"image": mr.as_float().astype(np.float16), "box": _box(mr.as_float() > MR_BODY_UNIT)}
         if source.case.has("pmr_true_ct"):
             true_ct = resample(source.volume("pmr_true_ct"), grid, fill=self._config.window_hu[0])
             body = body_mask(true_ct).as_mask()
-            arrays |= {"true_ct": self._unit(true_ct), "body": body.astype(np.uint8), "box": _box(body)}
+            arrays |= {"true_ct": self._unit(true_ct, body), "body": body.astype(np.uint8), "box": _box(body)}
         return arrays
 
-    def _unit(self, ct: Volume) -> NDArray[np.float16]:
-        return ct_to_unit(ct.as_float(), self._config.window_hu).astype(np.float16)
+    def _unit(self, ct: Volume, body: NDArray[np.bool_]) -> NDArray[np.float16]:
+        """The CT without couch; where no patient is found it stays as it is."""
+        steps = max(round(COUCH_MARGIN_MM / self._config.spacing_mm), 1)
+        near = ndimage.binary_dilation(body, iterations=steps) if body.any() else True
+        hu = np.where(near, ct.as_float(), self._config.window_hu[0])
+        return ct_to_unit(hu, self._config.window_hu).astype(np.float16)
 
 
 def _box(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -134,6 +152,6 @@ synthesis_loader = loader_of(_SynthesisSamples)
 """Batches of `mr` and `ct`, [B, 1, D, H, W] in [-1, 1], and `case_id` (the MR's cases).
 
 In training `ct` comes from another patient, from about the same place in the body (the same patient where there is
-only one). In validation it is the `true_ct` where there is one; then `true_ct` and `body` (1 inside) stand in the
-batch, at the same voxels as `mr`.
+only one); `true_ct`, `body` (1 inside) and `has_true_ct` ([B], bool) tell what is known of the MR's own CT, at the
+same voxels. In validation `ct` is the `true_ct` where there is one; then `true_ct` and `body` stand in the batch.
 """

@@ -89,7 +89,8 @@ def _fill(bundle: Bundle, ict: Volume, hole: NDArray[np.bool_], prior: Volume | 
         inputs += [unit(shown), (share(known) > 0.999).float()]
     with torch.inference_mode(), autocast(device):
         result, _ = net(*inputs)
-    hu = unit_to_ct(result[0, 0].clamp(-1, 1).float().cpu().numpy(), config.window_hu)
+        result = inputs[0] + (1 - mask) * result.clamp(-1, 1)
+    hu = unit_to_ct(result[0, 0].cpu().numpy(), config.window_hu)
     return resample(Volume(hu, grid), ict.geometry).as_float()
 
 

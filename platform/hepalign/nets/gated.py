@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hepalign.nets.fill import base_image, valid_mask
-from hepalign.nets.unet import InpaintingNetConfig, output_layer
+from hepalign.nets.unet import InpaintingNetConfig, MaskedUNet, level_channels
 
 # Cosine similarities are sharpened by this before the softmax, as in the paper's code.
 ATTENTION_SHARPNESS = 10.0
@@ -49,47 +48,18 @@ class ContextualAttention(nn.Module):
         return merged
 
 
-class GatedUNet(nn.Module):
+class GatedUNet(MaskedUNet):
     """A 3D U-Net of gated convolutions with contextual attention two levels above the bottleneck's grid."""
 
     def __init__(self, config: InpaintingNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        inputs = 4 if config.prior else 2
-        widths = config.widths
-        self.encoder = nn.ModuleList(
-            GatedConv3d(a, b, stride=2) for a, b in zip((inputs, *widths[:-1]), widths, strict=True)
-        )
-        self.attention_level = min(len(widths), 3)
-        self.attention = ContextualAttention(widths[self.attention_level - 1])
-        skips, outputs = (inputs, *widths[:-1]), (config.head_width, *widths[:-1])
-        self.decoder = nn.ModuleList(
-            GatedConv3d(deep + skip, out) for deep, skip, out in zip(widths, skips, outputs, strict=True)
-        )
-        self.head = output_layer(config)
+        down, up = level_channels(config)
+        super().__init__(config, (GatedConv3d(a, b, stride=2) for a, b in down), (GatedConv3d(a, b) for a, b in up))
+        self.attention_level = min(len(config.widths), 3)
+        self.attention = ContextualAttention(config.widths[self.attention_level - 1])
 
-    def forward(
-        self, image: Tensor, mask: Tensor, prior: Tensor | None = None, prior_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As `PConvUNet.forward`; the final mask is all ones."""
-        known = None if prior is None else valid_mask(prior, prior_mask)
-        x = torch.cat([image * mask, mask], dim=1)
-        if self.config.prior:
-            if prior is None or known is None:
-                prior, known = torch.zeros_like(image), torch.zeros_like(mask)
-            x = torch.cat([x, prior * known, known], dim=1)
-        skips = [x]
-        for number, level in enumerate(self.encoder, start=1):
-            x = level(x)
-            if number == self.attention_level:
-                # A deep voxel is valid when it has seen any valid voxel, as under partial convolutions.
-                x = self.attention(x, F.adaptive_max_pool3d(mask, x.shape[2:]))
-            skips.append(x)
-        x = skips.pop()
-        for level in reversed(self.decoder):
-            skip = skips.pop()
-            x = level(torch.cat([F.interpolate(x, skip.shape[2:]), skip], dim=1))
-        prediction = self.head(x).float()
-        if self.config.residual:
-            prediction = base_image(image, mask, prior, known) + (1 - mask) * prediction
-        return prediction, torch.ones_like(mask)
+    def after(self, number: int, x: Tensor, mask: Tensor) -> Tensor:
+        """Contextual attention at its level; a deep voxel is valid when it has seen any valid voxel."""
+        if number != self.attention_level:
+            return x
+        attended: Tensor = self.attention(x, F.adaptive_max_pool3d(mask, x.shape[2:]))
+        return attended

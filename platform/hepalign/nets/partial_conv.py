@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hepalign.nets.fill import base_image, valid_mask
-from hepalign.nets.unet import InpaintingNetConfig, output_layer
+from hepalign.nets.fill import valid_mask
+from hepalign.nets.unet import InpaintingNetConfig, finished, output_layer
 
 Group = tuple[Tensor, Tensor]  # features [B, C, D, H, W] and their mask [B, 1, D, H, W], 1 where valid
 
@@ -58,7 +58,8 @@ class PartialConv3d(nn.Module):
             raise ValueError(f"expected groups of {self.channels} channels, got {[x.shape[1] for x, _ in groups]}")
         count = sum(self.channels)
         ratio, updated = self._normalisation([(mask, x.shape[1]) for x, mask in groups])
-        out = self._convolve([_masked(x, mask) for x, mask in groups], self.weight[:, :count], ratio)
+        weight = self.weight if prior is None else self.weight[:, :count]
+        out = self._convolve([_masked(x, mask) for x, mask in groups], weight, ratio)
         shown = updated
         if prior is not None:
             prior_ratio, known = self._normalisation([(prior[1], prior[0].shape[1])])
@@ -77,11 +78,14 @@ class PartialConv3d(nn.Module):
     def _normalisation(self, masks: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         """sum(1) / sum(M) (0 where sum(M) is 0) and the updated mask, float32: the sums reach C k^3."""
         with torch.no_grad(), torch.autocast(masks[0][0].device.type, enabled=False):
-            window = self.kernel**3
-            sums = reduce(torch.add, [self._box(mask.float()) * channels for mask, channels in masks])
-            ones = float(window * sum(channels for _, channels in masks))
-            updated = sums.clamp(0, 1)
-            return updated.mul(ones).div_(sums.clamp_min_(1.0)), updated
+            parts = [self._box(mask.float()) for mask, _ in masks]
+            if len(parts) == 1:
+                sums, ones = parts[0], self.kernel**3
+            else:
+                sums = reduce(torch.add, [part.mul_(count) for part, (_, count) in zip(parts, masks, strict=True)])
+                ones = self.kernel**3 * sum(count for _, count in masks)
+            updated = sums.clamp_max(1.0)
+            return torch.div(updated, sums.clamp_min_(1.0)).mul_(ones), updated
 
     def _box(self, mask: Tensor) -> Tensor:
         """The sum over each window (zero outside the grid), one axis after another."""
@@ -109,15 +113,13 @@ class PConvUNet(nn.Module):
         super().__init__()
         self.config = config
         widths = config.widths
+        skips = (2 if config.residual else 1, *widths[:-1])
         prior_widths = tuple(width // 2 for width in widths[:-1]) if config.prior else ()
-        self.encoder = nn.ModuleList(
-            _Level([a], b, config.norm, stride=2) for a, b in zip((1, *widths[:-1]), widths, strict=True)
-        )
+        self.encoder = nn.ModuleList(_Level([a], b, config.norm, stride=2) for a, b in zip(skips, widths, strict=True))
         self.prior_encoder = nn.ModuleList(
             _Level([a], b, config.norm, stride=2) for a, b in zip((1, *prior_widths), prior_widths, strict=False)
         )
         priors = (1, *prior_widths) if config.prior else (0,) * len(widths)
-        skips = (1, *widths[:-1])
         outputs = (config.head_width, *widths[:-1])
         self.decoder = nn.ModuleList(
             _Level([deep, skip], out, config.norm if level else "none", prior_channels=prior)
@@ -137,7 +139,9 @@ class PConvUNet(nn.Module):
             prior_mask: 1 where the prior is known; all ones by default.
         """
         known = None if prior is None else valid_mask(prior, prior_mask)
-        skips = _descend(self.encoder, (image * mask, mask))
+        # A residual vanishes outside the hole: the network has to see where that is.
+        seen = torch.cat([image * mask, mask], dim=1) if self.config.residual else image * mask
+        skips = _descend(self.encoder, (seen, mask))
         priors: list[Group | None] = [None] * len(skips)
         if self.config.prior:
             if prior is None or known is None:
@@ -151,10 +155,7 @@ class PConvUNet(nn.Module):
             shape = skip[0].shape[2:]
             enlarged = F.interpolate(group[0], shape), F.interpolate(group[1], shape)
             group = self.decoder[index]([enlarged, skip], priors[index])
-        prediction = self.head(group[0]).float()
-        if self.config.residual:
-            prediction = base_image(image, mask, prior, known) + (1 - mask) * prediction
-        return prediction, group[1]
+        return finished(self.config, self.head(group[0]), image, mask, prior, known), group[1]
 
 
 class _Level(nn.Module):
@@ -178,7 +179,8 @@ def _masked(x: Tensor, mask: Tensor) -> Tensor:
     """X * M, in the type that the convolution will take anyway: half the bytes under autocast."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return x.to(dtype) * mask.to(dtype)
+    # A converted copy is ours to change.
+    return x * mask.to(dtype) if x.dtype == dtype else x.to(dtype).mul_(mask.to(dtype))
 
 
 def _descend(levels: nn.ModuleList, group: Group) -> list[Group]:

@@ -1,7 +1,8 @@
-"""The plain-convolution 3D U-Net for inpainting: the paper's "Conv" next to its partial convolutions."""
+"""Inpainting U-Nets without partial convolutions: the paper's "Conv", and the walk it shares with the gated one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -42,29 +43,25 @@ class InpaintingNetConfig(BaseModel):
     extractor: str | None = None
 
 
-class ConvUNet(nn.Module):
-    """A 3D U-Net of plain convolutions over the masked image, the mask (and the prior)."""
+class MaskedUNet(nn.Module):
+    """The walk that plain and gated convolutions share: down and up over the masked image, the mask (and the prior).
 
-    def __init__(self, config: InpaintingNetConfig) -> None:
+    Args:
+        config: the network's.
+        encoder: a level for each width, from `input_channels` down; each halves the grid.
+        decoder: a level for each width, finest first; each takes the coarser features and the encoder's beside them.
+    """
+
+    def __init__(self, config: InpaintingNetConfig, encoder: Iterable[nn.Module], decoder: Iterable[nn.Module]) -> None:
         super().__init__()
         self.config = config
-        inputs = 4 if config.prior else 2
-        widths = config.widths
-        self.encoder = nn.ModuleList(
-            _block(a, b, config.norm, stride=2) for a, b in zip((inputs, *widths[:-1]), widths, strict=True)
-        )
-        outputs = (config.head_width, *widths[:-1])
-        skips = (inputs, *widths[:-1])
-        self.decoder = nn.ModuleList(
-            _block(deep + skip, out, config.norm if level else "none", stride=1)
-            for level, (deep, skip, out) in enumerate(zip(widths, skips, outputs, strict=True))
-        )
+        self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
         self.head = output_layer(config)
 
     def forward(
         self, image: Tensor, mask: Tensor, prior: Tensor | None = None, prior_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The prediction for every voxel, float32, and the final mask (all ones: a plain convolution knows no holes).
+        """The prediction for every voxel, float32, and the final mask (all ones: these networks know no holes).
 
         Args:
             image: [B, 1, D, H, W] in [-1, 1].
@@ -79,17 +76,50 @@ class ConvUNet(nn.Module):
                 prior, known = torch.zeros_like(image), torch.zeros_like(mask)
             x = torch.cat([x, prior * known, known], dim=1)
         skips = [x]
-        for level in self.encoder:
-            x = level(x)
+        for number, level in enumerate(self.encoder, start=1):
+            x = self.after(number, level(x), mask)
             skips.append(x)
         x = skips.pop()
         for level in reversed(self.decoder):
             skip = skips.pop()
             x = level(torch.cat([F.interpolate(x, skip.shape[2:]), skip], dim=1))
-        prediction = self.head(x).float()
-        if self.config.residual:
-            prediction = base_image(image, mask, prior, known) + (1 - mask) * prediction
-        return prediction, torch.ones_like(mask)
+        return finished(self.config, self.head(x), image, mask, prior, known), torch.ones_like(mask)
+
+    def after(self, number: int, x: Tensor, mask: Tensor) -> Tensor:
+        """What follows the encoder's level `number` (from 1); nothing here."""
+        return x
+
+
+class ConvUNet(MaskedUNet):
+    """A 3D U-Net of plain convolutions."""
+
+    def __init__(self, config: InpaintingNetConfig) -> None:
+        down, up = level_channels(config)
+        encoder = (_block(a, b, config.norm, stride=2) for a, b in down)
+        decoder = (_block(a, b, config.norm if level else "none", stride=1) for level, (a, b) in enumerate(up))
+        super().__init__(config, encoder, decoder)
+
+
+def level_channels(config: InpaintingNetConfig) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Channels in and out of a `MaskedUNet`'s encoder and decoder levels, finest first."""
+    widths = config.widths
+    skips = (4 if config.prior else 2, *widths[:-1])
+    outputs = (config.head_width, *widths[:-1])
+    down = list(zip(skips, widths, strict=True))
+    return down, [(deep + skip, out) for deep, skip, out in zip(widths, skips, outputs, strict=True)]
+
+
+def finished(
+    config: InpaintingNetConfig,
+    prediction: Tensor,
+    image: Tensor,
+    mask: Tensor,
+    prior: Tensor | None,
+    known: Tensor | None,
+) -> Tensor:
+    """The network's image I_out at every voxel, valid ones too, float32: what it predicts, on its base if residual."""
+    prediction = prediction.float()
+    return prediction + base_image(image, mask, prior, known) if config.residual else prediction
 
 
 def output_layer(config: InpaintingNetConfig) -> nn.Conv3d:

@@ -19,6 +19,7 @@ from hepalign.cases.cohort import Cohort
 from hepalign.cases.synthesis_data import SynthesisData, synthesis_loader
 from hepalign.losses.adversarial import ImageBuffer, judge_frozen, least_squares
 from hepalign.losses.mutual_information import mutual_information, subsample
+from hepalign.losses.similarity import mind_loss
 from hepalign.nets.checkpoint import unwrap
 from hepalign.nets.cyclegan import DiscriminatorConfig, GeneratorConfig, PatchDiscriminator, ResNetGenerator
 from hepalign.nets.precision import autocast, channels_last
@@ -34,6 +35,10 @@ class SynthesisLosses(BaseModel):
         identity: L1 between a CT and its "synthesis" from CT, relative to `cycle` as in Zhu et al.'s code.
         mutual_information: of the input MR and the synthetic CT, maximised.
         symmetric: also of the real CT and the synthetic MR.
+        structure: MIND-SSC's mean square difference between the input MR and the synthetic CT (Yang et al. 2018,
+            arXiv 1809.04536).
+        paired: L1 between the synthetic CT and the true one, in the samples that have it (phantoms, aligned scans).
+            0 is the unpaired CycleGAN.
         bins: soft bins along either intensity axis.
         voxels: voxels drawn from each patch for it.
     """
@@ -44,8 +49,21 @@ class SynthesisLosses(BaseModel):
     identity: float = Field(default=0.5, ge=0)
     mutual_information: float = Field(default=1.0, ge=0)
     symmetric: bool = False
+    structure: float = Field(default=0.0, ge=0)
+    paired: float = Field(default=0.0, ge=0)
     bins: int = Field(default=32, ge=4)
     voxels: int = Field(default=20000, ge=100)
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The generators' weighted sum; terms that are not there do not count."""
+        each = {
+            "cycle": self.cycle,
+            "identity": self.cycle * self.identity,
+            "mutual_information": -self.mutual_information,
+            "structure": self.structure,
+            "paired": self.paired,
+        }
+        return torch.stack([each.get(name, 1.0) * term for name, term in terms.items()]).sum()
 
 
 class SynthesisOptimizer(BaseModel):
@@ -167,10 +185,10 @@ class SynthesisStage:
     def updates(self, batch: Batch) -> Iterator[Update]:
         """The generators' step, then the discriminators'."""
         mr, ct = self._images(batch, "mr", "ct")
+        weights = self.config.losses
         with autocast(self.device):
-            # Instance norm treats every sample alone, so real and other images share one pass.
-            fake_ct, same_ct = self._nets["to_ct"](torch.cat([mr, ct])).chunk(2)
-            fake_mr, same_mr = self._nets["to_mr"](torch.cat([ct, mr])).chunk(2)
+            fake_ct, same_ct = self._generate("to_ct", mr, ct)
+            fake_mr, same_mr = self._generate("to_mr", ct, mr)
             cycled_mr, cycled_ct = self._nets["to_mr"](fake_ct), self._nets["to_ct"](fake_mr)
             judged_ct = judge_frozen(self._nets["judge_ct"], fake_ct)
             judged_mr = judge_frozen(self._nets["judge_mr"], fake_mr)
@@ -178,16 +196,16 @@ class SynthesisStage:
             "adversarial_ct": least_squares(judged_ct, real=True),
             "adversarial_mr": least_squares(judged_mr, real=True),
             "cycle": F.l1_loss(cycled_mr, mr) + F.l1_loss(cycled_ct, ct),
-            "identity": F.l1_loss(same_ct, ct) + F.l1_loss(same_mr, mr),
             "mutual_information": self._mutual_information(mr, fake_ct, ct, fake_mr),
         }
-        weights = self.config.losses
-        loss = (
-            terms["adversarial_ct"]
-            + terms["adversarial_mr"]
-            + weights.cycle * (terms["cycle"] + weights.identity * terms["identity"])
-            - weights.mutual_information * terms["mutual_information"]
-        )
+        if same_ct is not None and same_mr is not None:
+            terms["identity"] = F.l1_loss(same_ct, ct) + F.l1_loss(same_mr, mr)
+        if weights.structure:
+            terms["structure"] = mind_loss(fake_ct.float(), mr)
+        if weights.paired:
+            true_ct, known = self._images(batch, "true_ct", "has_true_ct")
+            terms["paired"] = ((fake_ct - true_ct).abs().mean(dim=(1, 2, 3, 4)) * known).mean()
+        loss = weights.total(terms)
         yield Update(self._optimizers["generators"], loss, _detached(terms))
         self._average()
 
@@ -218,6 +236,14 @@ class SynthesisStage:
         """MR, synthetic CT and the CT of the batch, side by side."""
         mr, ct = self._images(batch, "mr", "ct")
         return {"mr_sct_ct": montage([mr, self._synthesise(mr), ct])}
+
+    def _generate(self, name: str, image: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The image translated and, where identity counts, an image that already is of the generator's modality."""
+        if not self.config.losses.identity:
+            return self._nets[name](image), None
+        # Instance norm treats every sample alone, so both share one pass.
+        translated, same = self._nets[name](torch.cat([image, other])).chunk(2)
+        return translated, same
 
     def _synthesise(self, mr: Tensor) -> Tensor:
         with autocast(self.device):

@@ -25,6 +25,17 @@ def test_the_loss_is_the_papers_sum() -> None:
     assert terms["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_valid_voxels_are_judged_on_what_the_network_itself_gives_there() -> None:
+    # Composed with the image before the loss, the term would be 0 and teach nothing.
+    stage = helper.inpainting_stage()
+    assert stage.config.net.residual
+    batch = helper.inpainting_batch()
+    output = stage._predict(stage._net, batch).detach()
+    expected = (batch["mask"] * (output - batch["image"])).abs().mean()
+    assert expected > 1e-5
+    assert step(stage)["valid"] == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_the_second_phase_lowers_the_rate_and_freezes_the_encoders_batch_norm() -> None:
     stage = helper.inpainting_stage(norm="batch")
     net = stage.nets()["net"]

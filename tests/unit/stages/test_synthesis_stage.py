@@ -25,6 +25,22 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     assert update.loss.item() == pytest.approx(expected - terms["mutual_information"], rel=1e-5)
 
 
+def test_optional_terms_count_and_pairs_only_where_they_are_known() -> None:
+    batch = helper.synthesis_batch()
+    batch |= {"true_ct": batch["ct"].flip(2), "has_true_ct": torch.tensor([False, True])}
+    losses = SynthesisLosses(identity=0, structure=3, paired=7)
+    config = helper.synthesis_stage().config.model_copy(update={"losses": losses})
+    stage = SynthesisStage(config, [], torch.device("cpu"))
+    update = next(stage.updates(batch))
+    terms = {name: float(term) for name, term in update.terms.items()}
+    assert "identity" not in terms
+    expected = terms["adversarial_ct"] + terms["adversarial_mr"] + 10 * terms["cycle"] - terms["mutual_information"]
+    assert update.loss.item() == pytest.approx(expected + 3 * terms["structure"] + 7 * terms["paired"], rel=1e-5)
+    fake = stage.nets()["to_ct"](batch["mr"][1:])
+    known = (fake - batch["true_ct"][1:]).detach().abs().mean() / 2
+    assert terms["paired"] == pytest.approx(float(known), rel=2e-2)
+
+
 def test_information_is_maximised() -> None:
     # Only the information counts here: a step along its gradient must raise it.
     config = helper.synthesis_stage().config
