@@ -42,7 +42,14 @@ COMPONENTS: dict[str, tuple[str, str]] = {
 
 
 _ELSEWHERE = {"out", "name", "workers", "tracking", "search"}
-_FREE_ON_RESUME = {"epochs", "budget_s", "checkpoint_every_steps", "keep_checkpoints", "progress_every_s"}
+_FREE_ON_RESUME = {
+    "epochs",
+    "budget_s",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "progress_every_s",
+    "recompute_activations",
+}
 
 
 class _Part(BaseModel):
@@ -76,7 +83,8 @@ class TrackingConfig(_Part):
     uri: str | None = Field(None, description="MLflow's address; None: MLFLOW_TRACKING_URI, else SQLite in the output")
     experiment: str = "hepalign"
     enabled: bool = True
-    system_metrics: bool = False
+    system_metrics: bool = Field(True, description="processor, memory, disk, network and GPU beside every epoch")
+    pictures_every_epochs: PositiveInt = Field(1, description="of the epochs that validate, send pictures of these")
 
 
 class Distribution(_Part):

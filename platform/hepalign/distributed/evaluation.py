@@ -18,11 +18,11 @@ from hepalign.cases.cohort import open_cohort
 from hepalign.distributed.cluster import ray_session, require_cpus
 from hepalign.errors import HepalignError
 from hepalign.evaluation.evaluate import DEFAULT_BASELINES, Evaluation, evaluate
-from hepalign.evaluation.variants import is_variant
-from hepalign.inference.bundle import Bundle, load_bundle
+from hepalign.evaluation.variants import Absent, exchanged_bundle, is_variant
+from hepalign.inference.bundle import STAGES, Bundle, load_bundle
 from hepalign.inference.whole_case import run_case
+from hepalign.tracking.evaluations import log_evaluation
 from hepalign.tracking.releases import resolve_release
-from hepalign.tracking.runs import log_evaluation
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 # A task whose node is lost is done again elsewhere this often.
@@ -63,21 +63,20 @@ def evaluate_release(
     ablate: Mapping[str, str] | None = None,
     workers: int = 0,
     fresh: bool = False,
+    both_ways: bool = True,
 ) -> Evaluation:
     """`evaluation.evaluate` for a named release, in this process or on Ray; its means go to MLflow.
 
     Args:
         cohort: a folder or s3:// prefix.
         release: as `resolve_release`.
-        ablate: name to another release, or to a word of `evaluation.variants`.
+        ablate: name to another release, to `STAGE:FOLDER` (that training's network in this release), or to a word
+            of `evaluation.variants`; what cannot be loaded is skipped by name, with the reason.
         workers: Ray tasks at a time, with one thread each; 0 works in this process.
+        both_ways: measure the inverse consistency too.
     """
     opened, bundle = open_cohort(cohort), load_bundle(resolve_release(release))
-    others: dict[str, Any] = {
-        name: other if is_variant(other) else load_bundle(resolve_release(other))
-        for name, other in (ablate or {}).items()
-    }
-    facts = {"release": bundle.name, "cohort": opened.name, "cohort_digest": opened.digest, "split": split}
+    others = {name: _ablation(bundle, word) for name, word in (ablate or {}).items()}
     with _spread(workers) as spread:
         return evaluate(
             opened,
@@ -87,11 +86,24 @@ def evaluate_release(
             baselines=baselines,
             ablate=others,
             map=spread,
-            log=lambda means: log_evaluation(means, out.name, facts),
+            log=lambda means: log_evaluation(means, out),
             progress=lambda done, total: _say(f"evaluation: {done}/{total}"),
             fresh=fresh,
             threads=1 if workers else 2,
+            both_ways=both_ways,
         )
+
+
+def _ablation(bundle: Bundle, word: str) -> Bundle | str | Absent:
+    if is_variant(word):
+        return word
+    stage, colon, folder = word.partition(":")
+    try:
+        if colon and stage in STAGES:
+            return exchanged_bundle(bundle, stage, Path(folder))
+        return load_bundle(resolve_release(word))
+    except HepalignError as error:
+        return Absent(error.message)
 
 
 def score_cohort(cohort: str, release: str | None, out: Path, *, workers: int = 0) -> list[dict[str, str]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import torch
@@ -17,13 +17,16 @@ from ray.train.torch import get_device, prepare_model
 from torch import nn
 
 from hepalign.config import RunConfig
+from hepalign.distributed.metrics import Watched
 from hepalign.errors import HepalignError
 from hepalign.stages.stage import Stage
 from hepalign.training.loop import FitResult, fit, seed_everything
 from hepalign.training.world import Report, World
 
+if TYPE_CHECKING:
+    from hepalign.tracking.runs import RunLog, Unsent
+
 StageFactory = Callable[[RunConfig, torch.device], Stage]
-Send = Callable[[Report], None]
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a worker sends back: a result, or an error that no restart would mend."""
+    """What a worker sends back: a result, or an error that no restart would mend; and what MLflow has not got."""
 
     result: FitResult | None = None
     error: HepalignError | None = None
+    unsent: Unsent | None = None
 
 
 def work(given: dict[str, Order]) -> Ended:
@@ -59,28 +63,35 @@ def work(given: dict[str, Order]) -> Ended:
         torch.set_num_threads(max(1, int(config.workers.cpus)))
     seed_everything(config.training.seed)
     with tempfile.TemporaryDirectory(prefix="hepalign-") as folder, ExitStack() as opened:
-        world = _world(order, opened)
+        log = _log(order)
+        world = _world(config, opened, log)
         stage = order.make(config, world.device)
         try:
-            return Ended(result=fit(stage, config.training, world, Path(folder), resume=True))
+            ended = Ended(result=fit(stage, config.training, world, Path(folder), resume=True))
         except HepalignError as error:
             # The same data would fail again: end the run instead of letting Ray restart it.
-            return Ended(error=error)
+            ended = Ended(error=error)
+        # Waits for uploads under way, which read from the folder that ends here.
+        ray.train.get_all_reported_checkpoints()
+        return replace(ended, unsent=None if log is None else log.unsent)
 
 
-def _world(order: Order, opened: ExitStack) -> World:
+def _world(config: RunConfig, opened: ExitStack, log: RunLog | None) -> World:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    asynchronous = order.config.workers.upload == "async"
+    asynchronous = config.workers.upload == "async"
     upload = CheckpointUploadMode.ASYNC if asynchronous else CheckpointUploadMode.SYNC
-    send = _sender(order, rank)
+    watched = Watched(config.name, config.stage) if rank == 0 else None
 
     def report(told: Report) -> None:
         checkpoint = None if told.checkpoint is None else ray.train.Checkpoint.from_directory(str(told.checkpoint))
         ray.train.report(
             dict(told.row), checkpoint, checkpoint_upload_mode=upload, delete_local_checkpoint_after_upload=True
         )
-        send(told)
+        if log is not None:
+            log.send(told.row, told.pictures)
+        if watched is not None:
+            watched.report(told)
 
     return World(
         rank=rank,
@@ -107,14 +118,14 @@ def _gather(mine: Any, size: int) -> list[Any]:
     return found
 
 
-def _sender(order: Order, rank: int) -> Send:
-    if rank != 0 or order.run_id is None:
-        return lambda told: None
+def _log(order: Order) -> RunLog | None:
+    """Rank 0's line to MLflow."""
+    if ray.train.get_context().get_world_rank() != 0 or not order.config.tracking.enabled:
+        return None
     # MLflow takes seconds to import: only where it is used.
     from hepalign.tracking.runs import RunLog
 
-    log = RunLog(order.tracking_uri, order.run_id)
-    return lambda told: log.send(told.row, told.pictures)
+    return RunLog(order.tracking_uri, order.run_id, order.config.tracking)
 
 
 def _newest_first(opened: ExitStack) -> Iterator[Path]:

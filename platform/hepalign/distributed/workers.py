@@ -23,6 +23,8 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from hepalign.cases.cohort import open_cohort
 from hepalign.config import RunConfig, load_config, located
 from hepalign.distributed.cluster import ray_session, require_cpus
+from hepalign.distributed.outliving import outliving
+from hepalign.distributed.storage import has_checkpoints, storage_uri
 from hepalign.distributed.worker import Ended, Order, StageFactory, work
 from hepalign.errors import UsageError, WorkFailedError
 from hepalign.stages.stage import Stage
@@ -80,24 +82,61 @@ def train(
         UsageError: `run_exists` without `resume`, `config_changed` with it, `too_few_cpus`.
         WorkFailedError: as `training.loop.fit`; `training_failed` when workers were lost too often.
     """
-    folder, make = config.folder, build or build_stage
+    make = build or build_stage
     _check_folder(config, resume)
-    config.dump(folder / "config.yaml")
+    if config.workers.count == 0:
+        run = _begin(config, parent_run)
+        return _finished(run, lambda: _train_here(run.config, run.run_id, make, watch))
+    with ray_session() as shared:
+        _check_size(config)
+        begun = _begin(config, parent_run)
+
+        def finish() -> TrainResult:
+            return _finished(begun, lambda: _train_on_ray(begun.config, begun.run_id, make, callbacks))
+
+        # A trial ends with its search; any other training on a shared cluster outlives the process that asked for it.
+        if callbacks or not shared:
+            return finish()
+        try:
+            return outliving(f"train {begun.config.folder}", finish)
+        except (KeyboardInterrupt, SystemExit):
+            close_run(begun.config, "KILLED")
+            raise
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A training that has its folder and its MLflow run; every place in `config` is absolute."""
+
+    config: RunConfig
+    run_id: str | None
+    facts: dict[str, str]
+    data: dict[str, Any]
+
+
+def _begin(config: RunConfig, parent_run: str | None) -> _Run:
+    config.dump(config.folder / "config.yaml")
     send_pending(config.out, config.tracking)
     facts = {"commit": code_commit()} | environment()
     data = training_data(open_cohort(place) for place in _places(config))
     tags = facts | {f"data.{name}": digest for name, digest in data["cohorts"].items()}
-    run_id = open_run(config, tags, parent_run)
+    return _Run(located(config), open_run(config, tags, parent_run), facts, data)
+
+
+def _finished(run: _Run, fitted: Callable[[], FitResult]) -> TrainResult:
     try:
-        train_here = config.workers.count == 0
-        result = (
-            _train_here(config, run_id, make, watch) if train_here else _train_on_ray(config, run_id, make, callbacks)
-        )
+        result = fitted()
     except BaseException:
-        close_run(config, "FAILED")
+        close_run(run.config, "FAILED")
         raise
-    _write_result(config, result, facts, data)
-    return TrainResult(folder, dict(result.best), close_run(config) or run_id)
+    _write_result(run.config, result, run.facts, run.data)
+    return TrainResult(run.config.folder, dict(result.best), close_run(run.config) or run.run_id)
+
+
+def _check_size(config: RunConfig) -> None:
+    workers = config.workers
+    if not workers.autoscaling:
+        require_cpus((workers.min_count or workers.count) * workers.cpus, "the training")
 
 
 def build_stage(config: RunConfig, device: torch.device) -> Stage:
@@ -115,13 +154,12 @@ def _places(config: RunConfig) -> list[str]:
 def _check_folder(config: RunConfig, resume: bool) -> None:
     """Refuse to mix two trainings in one folder."""
     stored = config.folder / "config.yaml"
+    if not resume and (stored.is_file() or has_checkpoints(config.workers.storage, config.name)):
+        raise UsageError(
+            f"{config.name} is a training already: --resume goes on with it, name=… starts another", code="run_exists"
+        )
     if not stored.is_file():
         return
-    if not resume:
-        raise UsageError(
-            f"{config.folder.name} holds a training already: --resume goes on with it, name=… starts another",
-            code="run_exists",
-        )
     before = load_config(config.stage, stored).decisive()
     now = config.decisive()
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -134,7 +172,7 @@ def _check_folder(config: RunConfig, resume: bool) -> None:
 
 
 def _train_here(config: RunConfig, run_id: str | None, make: StageFactory, watch: Any) -> FitResult:
-    log = RunLog(tracking_uri(config.tracking, config.out), run_id)
+    log = RunLog(tracking_uri(config.tracking, config.out), run_id, config.tracking)
 
     def report(told: Report) -> None:
         log.send(told.row, told.pictures)
@@ -144,55 +182,55 @@ def _train_here(config: RunConfig, run_id: str | None, make: StageFactory, watch
     device = torch.device("cuda" if config.workers.gpu else "cpu")
     seed_everything(config.training.seed)
     stage = make(config, device)
-    return fit(stage, config.training, World.local(device, report), config.folder, resume=True)
+    try:
+        return fit(stage, config.training, World.local(device, report), config.folder, resume=True)
+    finally:
+        log.unsent.keep(config.folder)
 
 
 def _train_on_ray(
     config: RunConfig, run_id: str | None, make: StageFactory, callbacks: Sequence[UserCallback]
 ) -> FitResult:
     workers = config.workers
-    with ray_session():
-        if not workers.autoscaling:
-            require_cpus((workers.min_count or workers.count) * workers.cpus, "the training")
-        trainer = TorchTrainer(
-            work,
-            train_loop_config={
-                "order": Order(located(config), make, tracking_uri(config.tracking, config.out), run_id)
-            },
-            scaling_config=ScalingConfig(
-                num_workers=(workers.min_count, workers.count) if workers.min_count else workers.count,
-                resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
-                use_gpu=workers.gpu,
-                elastic_resize_monitor_interval_s=workers.resize_every_s,
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"order": Order(config, make, tracking_uri(config.tracking, config.out), run_id)},
+        scaling_config=ScalingConfig(
+            num_workers=(workers.min_count, workers.count) if workers.min_count else workers.count,
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
+            use_gpu=workers.gpu,
+            elastic_resize_monitor_interval_s=workers.resize_every_s,
+        ),
+        run_config=TrainRunConfig(
+            name=config.name,
+            storage_path=storage_uri(workers.storage or str(config.folder / "checkpoints")),
+            failure_config=FailureConfig(
+                max_failures=workers.max_failures,
+                controller_failure_limit=CONTROLLER_FAILURES,
+                max_preemption_failures=workers.max_preemptions,
             ),
-            run_config=TrainRunConfig(
-                name=config.name,
-                storage_path=workers.storage or str((config.folder / "checkpoints").resolve()),
-                failure_config=FailureConfig(
-                    max_failures=workers.max_failures,
-                    controller_failure_limit=CONTROLLER_FAILURES,
-                    max_preemption_failures=workers.max_preemptions,
-                ),
-                callbacks=list(callbacks),
-                logging_config=LoggingConfig(log_level="WARNING"),
-                checkpoint_config=CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
-            ),
-        )
-        try:
-            done = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise WorkFailedError(
-                f"{config.name}: the workers failed: {_first_line(error)}; --resume goes on from the last checkpoint",
-                code="training_failed",
-            ) from error
-        ended = cast("Ended", cast("Result", done).return_value)
-        if ended.error is not None:
-            raise ended.error
-        assert ended.result is not None
-        assert done.checkpoint is not None
-        with done.checkpoint.as_directory() as stored:
-            shutil.copytree(Path(stored) / BEST, config.folder / BEST, dirs_exist_ok=True)
-        return ended.result
+            callbacks=list(callbacks),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
+        ),
+    )
+    try:
+        done = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise WorkFailedError(
+            f"{config.name}: the workers failed: {_first_line(error)}; --resume goes on from the last checkpoint",
+            code="training_failed",
+        ) from error
+    ended = cast("Ended", cast("Result", done).return_value)
+    if ended.unsent is not None:
+        ended.unsent.keep(config.folder)
+    if ended.error is not None:
+        raise ended.error
+    assert ended.result is not None
+    assert done.checkpoint is not None
+    with done.checkpoint.as_directory() as stored:
+        shutil.copytree(Path(stored) / BEST, config.folder / BEST, dirs_exist_ok=True)
+    return ended.result
 
 
 def _first_line(error: BaseException) -> str:

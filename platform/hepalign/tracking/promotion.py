@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from hepalign.errors import BadInputError, UsageError, WorkFailedError
 from hepalign.tracking import gate as gates
 from hepalign.tracking import ledger
+from hepalign.tracking.evaluations import filed_evaluation
 from hepalign.tracking.model_card import CARD_FILE, GATE_FILE, write_model_card
 from hepalign.tracking.registry import CHAMPION, MODEL, client, exists, reachable
 from hepalign.tracking.releases import register_release, release_sha256, resolve_release
@@ -32,7 +33,7 @@ def promote(
 
     Args:
         release: as for `resolve_release`; a folder that is not registered yet is registered.
-        evaluation: the folder of this release's evaluation (`results.json`).
+        evaluation: the folder of this release's evaluation (`results.json`); None takes the newest one filed in MLflow.
         reason: why; it stays in the history.
         policy: the gate's rules.
         who: who decides; the account's name unless given.
@@ -46,12 +47,11 @@ def promote(
         WorkFailedError: `gate_failed` naming the rules, `promotion_conflict`, `tracking_unreachable`.
     """
     _need_reason(reason)
-    if evaluation is None:
-        raise UsageError(
-            "the gate judges an evaluation: run `hepalign evaluate`, then --report DIR", code="no_evaluation"
-        )
     rules = gates.read_policy(policy)
     folder = resolve_release(release)
+    if evaluation is None:
+        with filed_evaluation(_pinned(folder), rules.split) as filed:
+            return promote(release, evaluation=filed, reason=reason, policy=policy, who=who)
     results = _results(evaluation, folder)
     version = register_release(folder)
     with reachable("promote"):
@@ -136,13 +136,17 @@ def _results(evaluation: Path, folder: Path) -> dict[str, Any]:
         raise BadInputError(
             f"{evaluation.name} holds no evaluation of a release", code="evaluation_mismatch"
         ) from error
-    pinned = {stage: entry["sha256"] for stage, entry in _json(folder / "release.json")["networks"].items()}
-    if evaluated != pinned:
+    if evaluated != _pinned(folder):
         raise BadInputError(
             f"{evaluation.name} evaluates another release than {folder.name}: evaluate this one",
             code="evaluation_mismatch",
         )
     return results
+
+
+def _pinned(folder: Path) -> dict[str, str]:
+    """The digests of a release's weights, stage by stage."""
+    return {stage: entry["sha256"] for stage, entry in _json(folder / "release.json")["networks"].items()}
 
 
 def _champion_results(

@@ -1,7 +1,7 @@
 """One MLflow run per training, gone on with after a restart, and complete even when MLflow was away for a while.
 
-The run's folder is the truth: `config.yaml`, `curves.csv`, `metrics.json`, `facts.json`. Rank 0 sends rows as they
-come; what could not be sent is sent by `close_run`, and if MLflow is still away then, by `send_pending` later.
+The run's folder is the truth: `config.yaml`, `curves.csv`, `metrics.json`, `facts.json`. Rank 0 sends rows and pictures
+as they come; what could not be sent is sent by `close_run`, and if MLflow is still away then, by `send_pending` later.
 """
 
 from __future__ import annotations
@@ -10,24 +10,29 @@ import csv
 import json
 import math
 import os
-import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
+from PIL import Image
 
 from hepalign.config import RunConfig, TrackingConfig
+from hepalign.tracking.machine import Machine
 from hepalign.tracking.registry import client, ensure_experiment, tracking_uri
 from hepalign.training.progress import warn
 
 PENDING = "mlflow-pending"
+UNSENT = "mlflow-unsent"
 RUN_FILE = "run.json"
 # While MLflow is away, training goes on and asks again only this often.
 RETRY_AFTER_S = 30.0
@@ -51,36 +56,63 @@ def open_run(config: RunConfig, facts: Mapping[str, str], parent: str | None = N
     if not config.tracking.enabled:
         return None
     try:
-        return _find_or_create(config, folder)
+        run_id = _find_or_create(config, folder)
+        client(tracking_uri(config.tracking, config.out)).update_run(run_id, status="RUNNING")
     except (MlflowException, OSError) as error:
         warn(f"MLflow is away ({type(error).__name__}); the run is kept in {folder.name} and sent later")
         return None
+    return run_id
+
+
+@dataclass
+class Unsent:
+    """What MLflow has not got yet: rows by step, and pictures by file name."""
+
+    rows: dict[int, dict[str, float]] = field(default_factory=dict)
+    pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+    def keep(self, folder: Path) -> None:
+        """Write it into a run's folder, for `close_run` and `send_pending`."""
+        if not self.rows and not self.pictures:
+            return
+        (folder / UNSENT / "pictures").mkdir(parents=True, exist_ok=True)
+        write_curves(folder / UNSENT / "rows.csv", list(self.rows.values()))
+        for name, picture in self.pictures.items():
+            Image.fromarray(picture).save(folder / UNSENT / "pictures" / name)
 
 
 class RunLog:
-    """Rank 0's line to MLflow. It never stops a training."""
+    """Rank 0's line to MLflow. It never stops a training; what it could not send is in `unsent` at the end."""
 
-    def __init__(self, uri: str, run_id: str | None) -> None:
-        self._uri, self._run_id = uri, run_id
-        self._unsent: list[Mapping[str, float]] = []
+    def __init__(self, uri: str, run_id: str | None, tracking: TrackingConfig) -> None:
+        self._uri, self._run_id, self._tracking = uri, run_id, tracking
+        self._machine = Machine() if tracking.system_metrics else None
         self._retry_at = 0.0
+        self.unsent = Unsent()
 
     def send(self, row: Mapping[str, float], pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Send an epoch's numbers and images, or keep the numbers for the next time."""
-        if self._run_id is None or not row:
+        """Send an epoch's numbers and images, or keep them for the next time."""
+        if not row or not self._tracking.enabled:
             return
-        self._unsent.append(row)
-        if time.monotonic() < self._retry_at:
+        epoch = int(row["epoch"])
+        self.unsent.rows[int(row["step"])] = {**row, **(self._machine.sample() if self._machine else {})}
+        if epoch % self._tracking.pictures_every_epochs == 0:
+            self.unsent.pictures |= {f"{name}-{epoch:04d}.png": picture for name, picture in pictures.items()}
+        if self._run_id is None or time.monotonic() < self._retry_at:
             return
         try:
-            mlflow = client(self._uri)
-            _send_rows(mlflow, self._run_id, self._unsent)
-            self._unsent = []
-            for name, picture in pictures.items():
-                mlflow.log_image(self._run_id, picture, artifact_file=f"pictures/{name}-{int(row['epoch']):04d}.png")
+            self._flush(self._run_id)
         except (MlflowException, OSError) as error:
             self._retry_at = time.monotonic() + RETRY_AFTER_S
             warn(f"MLflow is away ({type(error).__name__}); training goes on, the numbers are sent later")
+
+    def _flush(self, run_id: str) -> None:
+        mlflow = client(self._uri)
+        _send_rows(mlflow, run_id, list(self.unsent.rows.values()))
+        self.unsent.rows.clear()
+        for name in list(self.unsent.pictures):
+            mlflow.log_image(run_id, self.unsent.pictures[name], artifact_file=f"pictures/{name}")
+            del self.unsent.pictures[name]
 
 
 def write_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
@@ -131,21 +163,6 @@ def send_pending(out: Path, tracking: TrackingConfig) -> list[str]:
     return sent
 
 
-def log_evaluation(means: Mapping[str, float], name: str, facts: Mapping[str, str]) -> None:
-    """File an evaluation's means under the experiment `hepalign/evaluations`; never stops the evaluation."""
-    try:
-        mlflow = client()
-        run = mlflow.create_run(ensure_experiment(mlflow, "hepalign/evaluations"), tags=dict(facts), run_name=name)
-        _send_rows(mlflow, run.info.run_id, [{"step": 0.0, **{_metric_name(key): mean for key, mean in means.items()}}])
-        mlflow.set_terminated(run.info.run_id)
-    except (MlflowException, OSError) as error:
-        warn(f"MLflow is away ({type(error).__name__}); the evaluation is in its folder only")
-
-
-def _metric_name(name: str) -> str:
-    return re.sub(r"[^\w./ :-]", "_", name)
-
-
 class _StoredRun:
     """What `_find_or_create` needs, of a run that only its folder remembers."""
 
@@ -158,10 +175,12 @@ class _StoredRun:
 
 
 def _find_or_create(config: RunConfig | _StoredRun, folder: Path) -> str:
+    mlflow = client(tracking_uri(config.tracking, config.out))
     stored = folder / RUN_FILE
     if stored.is_file():
-        return str(json.loads(stored.read_text(encoding="utf-8"))["run_id"])
-    mlflow = client(tracking_uri(config.tracking, config.out))
+        run_id = str(json.loads(stored.read_text(encoding="utf-8"))["run_id"])
+        if _is_there(mlflow, run_id):
+            return run_id
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     parent = facts.pop("parent", None)
     tags = {"stage": config.stage, "research_use_only": "true", **facts}
@@ -173,6 +192,16 @@ def _find_or_create(config: RunConfig | _StoredRun, folder: Path) -> str:
         mlflow.log_batch(run.info.run_id, params=params[start : start + PARAMS_PER_BATCH])
     stored.write_text(json.dumps({"run_id": run.info.run_id}), encoding="utf-8")
     return str(run.info.run_id)
+
+
+def _is_there(mlflow: MlflowClient, run_id: str) -> bool:
+    """False for a run that was deleted, or that another server had."""
+    try:
+        return bool(mlflow.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return False
+        raise
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -199,11 +228,18 @@ def _send_rows(mlflow: MlflowClient, run_id: str, rows: Sequence[Mapping[str, fl
 
 
 def _complete(mlflow: MlflowClient, run_id: str, folder: Path, status: str) -> None:
-    rows = read_curves(folder / "curves.csv") if (folder / "curves.csv").is_file() else []
+    rows = {int(row["step"]): row for name in ("curves.csv", f"{UNSENT}/rows.csv") for row in _stored(folder / name)}
     there = {metric.step for metric in mlflow.get_metric_history(run_id, "epoch")}
-    _send_rows(mlflow, run_id, [row for row in rows if int(row["step"]) not in there])
+    _send_rows(mlflow, run_id, [row for step, row in rows.items() if step not in there])
     for name in ("config.yaml", "metrics.json", "curves.csv"):
         if (folder / name).is_file():
             mlflow.log_artifact(run_id, str(folder / name))
+    if (folder / UNSENT).is_dir():
+        mlflow.log_artifacts(run_id, str(folder / UNSENT / "pictures"), "pictures")
+        shutil.rmtree(folder / UNSENT)
     mlflow.log_batch(run_id, tags=[RunTag("folder", folder.name)])
     mlflow.set_terminated(run_id, status)
+
+
+def _stored(path: Path) -> list[dict[str, float]]:
+    return read_curves(path) if path.is_file() else []

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from hepalign.errors import BadInputError, WorkFailedError
@@ -23,6 +25,7 @@ from hepalign.nets.checkpoint import save_weights
 from hepalign.stages.stage import Batch, Stage
 from hepalign.training import checkpoint as files
 from hepalign.training.progress import Progress, warn
+from hepalign.training.recompute import recompute_activations
 from hepalign.training.schedule import TrainingConfig, saves, validates, warmup_factor
 from hepalign.training.world import Report, World
 
@@ -95,6 +98,9 @@ class _Loop:
         self.stage, self.config, self.world, self.folder = stage, config, world, folder
         self.at = _Position()
         self.bare = stage.nets()
+        if config.recompute_activations:
+            for net in self.bare.values():
+                recompute_activations(net)
         self.wrapped = {name: world.prepare(net) for name, net in self.bare.items()}
         stage.adopt(self.wrapped)
         self.optimizers = stage.optimizers()
@@ -135,9 +141,11 @@ class _Loop:
             self.progress.step(at.epoch, at.step, at.sums["loss"] / at.batches)
             if saves(config, at.step) or self._interrupted():
                 self._report(Report({}, self._save()))
-        if at.step == 0:
+        if at.step < config.accumulate:
             raise WorkFailedError(
-                "the training split gives no batch: check data.cohorts and data.batch_size", code="no_batches"
+                f"the training split gives {at.step} batches to a rank, and {config.accumulate} make one step: "
+                "check data.cohorts, data.batch_size and training.accumulate",
+                code="no_batches",
             )
         row = {"epoch": float(at.epoch), "step": float(at.total_steps)}
         row |= {f"lr/{name}": float(values[0]) for name, values in rates.items()}
@@ -163,20 +171,30 @@ class _Loop:
     def _step(self, batch: Batch, micro: int) -> None:
         """One batch: each update's loss is computed after the step before it, all within the rank's own state."""
         not_finite: list[str] = []
-        for update in self.stage.updates(batch):
-            terms = {"loss": update.loss.detach(), **update.terms}
-            if micro == 0:
-                update.optimizer.zero_grad(set_to_none=True)
-            # torch leaves Tensor.backward without annotations.
-            (update.loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
-            if micro == self.config.accumulate - 1:
-                terms[f"grad_norm/{self._name(update.optimizer)}"] = self._clip(update.optimizer)
-                update.optimizer.step()
-            values = {name: float(value) for name, value in terms.items()}
-            not_finite += [name for name, value in values.items() if not math.isfinite(value)]
-            for name, value in values.items():
-                self.at.sums[name] += value
+        last = micro == self.config.accumulate - 1
+        with ExitStack() as held:
+            if not last:
+                self._keep_gradients_here(held)
+            for update in self.stage.updates(batch):
+                terms = {"loss": update.loss.detach(), **update.terms}
+                if micro == 0:
+                    update.optimizer.zero_grad(set_to_none=True)
+                # torch leaves Tensor.backward without annotations.
+                (update.loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+                if last:
+                    terms[f"grad_norm/{self._name(update.optimizer)}"] = self._clip(update.optimizer)
+                    update.optimizer.step()
+                values = {name: float(value) for name, value in terms.items()}
+                not_finite += [name for name, value in values.items() if not math.isfinite(value)]
+                for name, value in values.items():
+                    self.at.sums[name] += value
         self._guard(batch, not_finite)
+
+    def _keep_gradients_here(self, held: ExitStack) -> None:
+        """Until the last batch of a step there is no need to average gradients over the ranks."""
+        for net in self.wrapped.values():
+            if isinstance(net, DistributedDataParallel):
+                held.enter_context(net.no_sync())
 
     def _clip(self, optimizer: Optimizer) -> torch.Tensor:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

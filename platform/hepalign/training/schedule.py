@@ -15,6 +15,9 @@ class TrainingConfig(BaseModel):
     budget_s: PositiveFloat | None = Field(None, description="ends after the epoch in which this time has passed")
     seed: int = 0
     accumulate: PositiveInt = Field(1, description="batches whose gradients make up one optimiser step")
+    recompute_activations: bool = Field(
+        False, description="for large volumes: compute activations again in the backward pass instead of keeping them"
+    )
     clip_norm: PositiveFloat | None = Field(5.0, description="largest gradient norm per optimiser; None: no clipping")
     warmup_steps: int = Field(0, ge=0, description="the learning rate grows linearly over this many batches")
     validate_every_epochs: PositiveInt = 1
@@ -23,9 +26,10 @@ class TrainingConfig(BaseModel):
     progress_every_s: PositiveFloat = 10.0
 
     @model_validator(mode="after")
-    def _checkpoints_hold_whole_updates(self) -> TrainingConfig:
-        if self.checkpoint_every_steps is not None and self.checkpoint_every_steps % self.accumulate:
-            raise ValueError("checkpoint_every_steps must be a multiple of accumulate")
+    def _whole_updates(self) -> TrainingConfig:
+        for name in ("checkpoint_every_steps", "steps_per_epoch"):
+            if (getattr(self, name) or 0) % self.accumulate:
+                raise ValueError(f"{name} must be a multiple of accumulate")
         return self
 
 

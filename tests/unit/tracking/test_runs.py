@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from PIL import Image
 from toy_stage import ToyStage, build_toy
 
 from hepalign import config as config_module
 from hepalign.config import RunConfig, TrackingConfig, load_config
 from hepalign.distributed.workers import train
+from hepalign.tracking import runs
 from hepalign.tracking.registry import client
-from hepalign.tracking.runs import send_pending
+from hepalign.tracking.runs import RunLog, close_run, open_run, send_pending, write_curves
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +92,61 @@ def test_patient_ids_stay_out(mlflow: str, tmp_path: Path) -> None:
     result = train(toy_config(tmp_path), build=build_toy)
     run = client().get_run(str(result.run_id))
     assert "case-" not in str(run.data.to_dictionary())
+
+
+def away_for(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """MLflow's client cannot be had the next so many times."""
+    left = iter(range(calls))
+    real = runs.client
+
+    def sometimes(uri: str | None = None) -> MlflowClient:
+        if next(left, None) is not None:
+            raise MlflowException("away")
+        return real(uri)
+
+    monkeypatch.setattr(runs, "client", sometimes)
+    monkeypatch.setattr(runs, "RETRY_AFTER_S", 0.0)
+
+
+@pytest.mark.parametrize("failures", [2, 50], ids=["back during the training", "away to its end"])
+def test_nothing_is_lost_while_mlflow_is_away(
+    mlflow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    config = toy_config(tmp_path, "training.epochs=4")
+    run_id = open_run(config, {"commit": "abc"})
+    assert run_id is not None
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    log = RunLog(mlflow, run_id, config.tracking)
+    rows = [{"epoch": float(n), "step": 4.0 * (n + 1), "train/loss": 1.0 / (n + 1)} for n in range(4)]
+    with monkeypatch.context() as patch:
+        away_for(patch, failures)
+        for row in rows:
+            log.send(row, {"fit": picture})
+    log.unsent.keep(config.folder)
+    assert (config.folder / "mlflow-unsent").exists() == (failures == 50)
+    write_curves(config.folder / "curves.csv", rows)
+    assert close_run(config) == run_id
+
+    api = client(mlflow)
+    for name in ("train/loss", "system/cpu_utilization_percentage", "system/process_memory_megabytes"):
+        steps = [metric.step for metric in api.get_metric_history(run_id, name)]
+        assert steps == [4, 8, 12, 16], name
+    stored = [artifact.path for artifact in api.list_artifacts(run_id, "pictures")]
+    assert sorted(stored) == [f"pictures/fit-{n:04d}.png" for n in range(4)]
+    with Image.open(api.download_artifacts(run_id, "pictures/fit-0001.png")) as sent:
+        assert np.array_equal(np.asarray(sent), picture)
+    assert not (config.folder / "mlflow-unsent").exists()
+
+
+def test_pictures_come_every_so_often(mlflow: str, tmp_path: Path) -> None:
+    result = train(toy_config(tmp_path, "training.epochs=5", "tracking.pictures_every_epochs=2"), build=build_toy)
+    stored = [artifact.path for artifact in client().list_artifacts(str(result.run_id), "pictures")]
+    assert sorted(stored) == [f"pictures/fit-{n:04d}.png" for n in (0, 2, 4)]
+
+
+def test_a_run_that_its_server_lost_is_made_again(mlflow: str, tmp_path: Path) -> None:
+    first = train(toy_config(tmp_path), build=build_toy)
+    client().delete_run(str(first.run_id))
+    again = train(toy_config(tmp_path, "training.epochs=4"), resume=True, build=build_toy)
+    assert again.run_id != first.run_id
+    assert len(client().get_metric_history(str(again.run_id), "val/error")) == 4

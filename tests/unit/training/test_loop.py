@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from toy_stage import ToyConfig, ToyStage
 
 from hepalign.errors import WorkFailedError
@@ -142,6 +144,43 @@ def test_accumulating_two_halves_equals_one_whole_batch(tmp_path: Path) -> None:
     run(halves, tmp_path / "halves", accumulate=2, epochs=2, clip_norm=None)
     run(whole, tmp_path / "whole", accumulate=1, epochs=2, clip_norm=None)
     torch.testing.assert_close(weights(halves), weights(whole))
+
+
+def test_accumulating_ranks_average_their_gradients_once_a_step(tmp_path: Path) -> None:
+    """DDP's reduction runs for the batch that ends a step, not for those before it."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    reductions: list[int] = []
+
+    def prepared(net: torch.nn.Module) -> torch.nn.Module:
+        wrapped = DistributedDataParallel(net)
+        wrapped.register_comm_hook(None, lambda state, bucket: _counted(reductions, bucket))
+        return wrapped
+
+    try:
+        world = dataclasses.replace(World.local(), prepare=prepared)
+        stage = toy(cases=8, batch_size=1, noise=0.0, memory=0.0)
+        fit(stage, TrainingConfig(epochs=1, accumulate=4, clip_norm=None, seed=3), world, tmp_path / "ddp")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(reductions) == 2
+    alone = toy(cases=8, batch_size=1, noise=0.0, memory=0.0)
+    fit(alone, TrainingConfig(epochs=1, accumulate=4, clip_norm=None, seed=3), World.local(), tmp_path / "alone")
+    torch.testing.assert_close(weights(alone), torch.cat([p.detach().flatten() for p in stage.net.parameters()]))
+
+
+def _counted(reductions: list[int], bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    reductions.append(bucket.index())
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
+
+
+def test_fewer_batches_than_make_a_step_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WorkFailedError, match=r"training\.accumulate") as caught:
+        run(toy(cases=4, batch_size=2), tmp_path, accumulate=3, checkpoint_every_steps=None)
+    assert caught.value.code == "no_batches"
+    with pytest.raises(ValueError, match="multiple of accumulate"):
+        TrainingConfig(accumulate=3, steps_per_epoch=4)
 
 
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""Where Ray keeps checkpoints: a folder that every node sees, or a bucket."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+from pyarrow import fs
+
+from hepalign.errors import WorkFailedError
+
+
+def storage_uri(storage: str) -> str:
+    """The place as Ray's file systems read it: they know no relative folders and no AWS_ENDPOINT_URL."""
+    if "://" not in storage:
+        return str(Path(storage).resolve())
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not storage.startswith("s3://") or not endpoint or "endpoint_override=" in storage:
+        return storage
+    return f"{storage}{'&' if '?' in storage else '?'}endpoint_override={quote(endpoint, safe='')}"
+
+
+def has_checkpoints(storage: str | None, name: str) -> bool:
+    """Whether a training of this name has left something at a place of its own choice.
+
+    Raises:
+        WorkFailedError: `store_unavailable`.
+    """
+    if storage is None:
+        return False
+    try:
+        files, root = fs.FileSystem.from_uri(storage_uri(storage))
+        return bool(files.get_file_info(f"{root.rstrip('/')}/{name}").type != fs.FileType.NotFound)
+    except (OSError, ValueError) as error:
+        raise WorkFailedError(
+            f"workers.storage: nothing answers at this place ({type(error).__name__}): check the bucket, its endpoint "
+            "(AWS_ENDPOINT_URL) and the credentials",
+            code="store_unavailable",
+        ) from error
