@@ -49,7 +49,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
     """A really running server, booted once for all tests that ask for it."""
     from served import boot
 
-    with boot(tmp_path_factory.mktemp("served")) as running:
+    folder = tmp_path_factory.mktemp("served")
+    # There is no such release until a test makes one.
+    with boot(folder, candidate=str(folder / "candidate")) as running:
         yield running
 
 

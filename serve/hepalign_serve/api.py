@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -69,11 +67,12 @@ def _add_probes(app: FastAPI) -> None:
     async def readyz(context: InContext) -> dict[str, str]:
         try:
             await context.reading(lambda session: session.execute(text("select 1")))
-            writable = (context.data_folder / "cases").is_dir()
         except Exception as error:
             raise problems.busy("the database cannot be reached", "not_ready", 503) from error
-        if not writable:
-            raise problems.busy("the store cannot be reached", "not_ready", 503)
+        try:
+            await context.storing(lambda: context.shelf.check("cases"))
+        except HepalignError as error:
+            raise problems.busy("the store cannot be reached", "not_ready", 503) from error
         if (await context.desk.status())["release"] is None:
             raise problems.busy("no release is warm yet", "not_ready", 503)
         return {"status": "ready"}
@@ -83,8 +82,7 @@ def _add_probes(app: FastAPI) -> None:
         serving = (await context.desk.status())["release"]
         if serving is None:
             raise problems.busy("no release is warm yet", "not_ready", 503)
-        manifest = json.loads((Path(serving["folder"]) / "release.json").read_bytes())
-        networks = {name: {"sha256": entry.get("sha256")} for name, entry in manifest.get("networks", {}).items()}
+        networks = {name: {"sha256": sha256} for name, sha256 in serving["networks"].items()}
         return ReleaseView(
             name=serving["name"], version=serving["version"], digest=serving["digest"], networks=networks
         )
@@ -92,6 +90,7 @@ def _add_probes(app: FastAPI) -> None:
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HepalignError)
+    request.state.code = error.code
     return problems.from_error(error)
 
 
@@ -100,6 +99,7 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     # Values and unknown keys as sent may hold patient data: only the schema's own names and the rules go back.
     wrong = [f"{_place(found)}: {found['type']}" for found in error.errors()[:5]]
     malformed = any(e["type"] == "json_invalid" for e in error.errors())
+    request.state.code = "bad_json" if malformed else "invalid_request"
     if malformed:
         return problems.response("bad_json", 400, "the body is not JSON")
     return problems.response("invalid_request", 422, "; ".join(wrong))
@@ -113,5 +113,6 @@ def _place(found: Mapping[str, Any]) -> str:
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    request.state.code = code
     detail = "there is no such thing here" if error.status_code == 404 else str(error.detail)
     return problems.response(code, error.status_code, detail, headers=error.headers)

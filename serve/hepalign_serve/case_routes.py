@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from hepalign.image.nifti import read_nifti
+from hepalign.errors import BadInputError
 from hepalign.image.nifti_header import Orientation
 from hepalign_serve import housekeeping, images, uploads, work
 from hepalign_serve.context import BySite, Caller, Context, InContext
@@ -43,7 +43,7 @@ async def open_case(caller: BySite, context: InContext, response: Response, body
     case_id = secrets.token_hex(12)
     await context.record(caller, "open", case_id)
     row = await context.writing(lambda session: _open(session, caller.site, case_id, context))
-    await context.storing((context.data_folder / "cases" / case_id).mkdir)
+    await context.storing((context.shelf.folder / "cases" / case_id).mkdir)
     response.headers["Location"] = f"/v1/cases/{case_id}"
     return CaseView(id=row.id, created=row.created, images=[], jobs=[], artifacts=[])
 
@@ -68,7 +68,7 @@ async def show_case(case_id: str, caller: BySite, context: InContext) -> CaseVie
 async def erase_case(case_id: str, caller: BySite, context: InContext) -> None:
     """Removes images, results and records; the audit line stays."""
     await context.own_case(caller, case_id, "erase")
-    await asyncio.to_thread(housekeeping.erase, context.records, context.data_folder, case_id)
+    await context.storing(lambda: housekeeping.erase(context.records, context.shelf, case_id))
 
 
 @router.put("/{case_id}/images/{role}", status_code=201, summary="Upload an image")
@@ -89,9 +89,7 @@ async def get_image(
     """The newest image, or the one that `job` used, as it is used: NIfTI (JSON for a probe mask that came so)."""
     await context.own_case(caller, case_id, "download")
     stored = await context.reading(lambda session: _image_path(session, case_id, role.replace("-", "_"), job))
-    path = context.data_folder / stored
-    if not path.is_file():
-        raise not_found()
+    path = await _fetched(context, stored)
     return FileResponse(path, filename=role + path.name[path.name.index(".") :])
 
 
@@ -143,15 +141,12 @@ async def artifact(
     """The newest result of this name, or the one of `job`; `format=dicom`: a zip filed under the iCT's patient."""
     await context.own_case(caller, case_id, "download")
     found = await context.reading(lambda session: _artifact(session, case_id, name, job))
-    path = context.data_folder / found.path
-    if not path.is_file():
-        raise not_found()
+    path = await _fetched(context, found.path)
     if as_format is None:
         return FileResponse(path, filename=found.name, headers={"ETag": f'"{found.sha256}"'})
     sealed, result = await context.reading(lambda session: _dicom_context(session, found))
-    packed = await asyncio.to_thread(_as_dicom, context, path, sealed, result)
-    stem = found.name.removesuffix(".nii.gz")
-    disposition = {"Content-Disposition": f'attachment; filename="{stem}.zip"'}
+    packed = await context.storing(lambda: _as_dicom(context, path, sealed, result))
+    disposition = {"Content-Disposition": f'attachment; filename="{found.name.partition(".")[0]}.zip"'}
     return Response(packed, media_type="application/zip", headers=disposition)
 
 
@@ -167,6 +162,13 @@ def _image_path(session: Session, case_id: str, role: str, job_id: str | None) -
     return str(found)
 
 
+async def _fetched(context: Context, key: str) -> Path:
+    try:
+        return await context.storing(lambda: context.shelf.fetch(key))
+    except BadInputError as error:
+        raise not_found() from error
+
+
 def _dicom_context(session: Session, found: Artifact) -> tuple[str, dict[str, Any]]:
     """The iCT's sealed header as it was when the job began, and what the job says of its result."""
     job = session.get(Job, found.job_id)
@@ -179,20 +181,10 @@ def _dicom_context(session: Session, found: Artifact) -> tuple[str, dict[str, An
 
 
 def _as_dicom(context: Context, path: Path, sealed: str, result: dict[str, Any]) -> bytes:
-    from hepalign_serve.dicom_out import DESCRIPTIONS, export, no_dicom_form
+    # highdicom takes a second to import: only who asks for DICOM waits for it.
+    from hepalign_serve.dicom_out import export
 
-    stem = path.name.removesuffix(".nii.gz")
-    if stem not in DESCRIPTIONS:
-        raise no_dicom_form()
-    names = {int(value): str(name) for value, name in result.get("labels", {}).items()}
-    header = context.vault.open(context.data_folder / sealed)
-    labels = names if stem == "labels_on_ict" else {}
-    return export(stem, read_nifti(path), labels, header, _release_name(result))
-
-
-def _release_name(result: dict[str, Any]) -> str:
-    release = result.get("release", {})
-    return f"{release.get('name', '')} {release.get('version', '')}".strip()
+    return export(path.name, path, result, context.vault.open(context.shelf.fetch(sealed)))
 
 
 def _open(session: Session, site: str, case_id: str, context: Context) -> CaseRow:
@@ -213,12 +205,17 @@ async def _within_quota(context: Context, caller: Caller) -> None:
 async def _store(
     context: Context, received: Received, case_id: str, role: str, content_type: str, wishes: images.Wishes
 ) -> ImageView:
-    name, folder = role.replace("-", "_"), context.data_folder / "cases" / case_id
-    image = await asyncio.to_thread(images.accept, received, folder, name, content_type, wishes, context.vault)
+    name, shelf = role.replace("-", "_"), context.shelf
+    image = await asyncio.to_thread(images.accept, received, shelf, case_id, name, content_type, wishes, context.vault)
     try:
+        whose = await context.reading(lambda session: session.get(Image, (case_id, name.partition("_")[0])))
+        if whose is not None and whose.role != name:
+            await context.storing(lambda: images.check_on(image, whose, shelf))
         await context.writing(lambda session: _replace(session, case_id, image))
     except BaseException:
-        (context.data_folder / image.path).unlink(missing_ok=True)
+        kept = await asyncio.shield(context.reading(lambda session: session.get(Image, (case_id, name))))
+        if kept is None or kept.path != image.path:
+            (shelf.folder / image.path).unlink(missing_ok=True)
         raise
     return _image_view(image)
 
@@ -253,6 +250,7 @@ def _image_view(image: Image) -> ImageView:
         sha256=image.sha256,
         shape=facts.get("shape"),
         spacing_mm=facts.get("spacing_mm"),
+        dicom="dicom" in facts,
         warnings=facts.get("warnings", []),
     )
 

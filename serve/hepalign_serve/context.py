@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends, Request
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from sqlalchemy.orm import Session
 
-from hepalign_serve.payload import storage_error
 from hepalign_serve.problems import RequestError, busy, not_found
 from hepalign_serve.records import CaseRow, Job, Records
 from hepalign_serve.settings import Settings
+from hepalign_serve.shelf import open_shelf, storing
 from hepalign_serve.sites import Gate
 from hepalign_serve.vault import Vault
 
@@ -31,6 +28,10 @@ class DeskClient(Protocol):
         """Appends to the audit or raises 503."""
         ...
 
+    async def admit(self, site: str) -> bool:
+        """Counts a request against the site's rate."""
+        ...
+
     async def wake(self) -> None:
         """There is new work."""
         ...
@@ -42,10 +43,11 @@ class DeskClient(Protocol):
 
 @dataclass(frozen=True)
 class Caller:
-    """An authenticated site and the id of its request."""
+    """An authenticated site, the id of its request and the request's span."""
 
     site: str
     request_id: str
+    trace: str = ""
 
 
 class Context:
@@ -55,22 +57,21 @@ class Context:
         self.settings = settings
         self.desk = desk
         self.records = Records(settings.database)
-        self.vault = Vault(settings.data_folder / "identity.key")
+        self.shelf = open_shelf(settings)
+        self.vault = Vault(settings.identity_key)
         self.gate = Gate(self.records, settings.oidc)
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._rate = RateLimitItemPerMinute(settings.limits.requests_per_minute)
 
     @property
     def data_folder(self) -> Path:
-        """Where images and results lie."""
+        """The working folder of this machine."""
         return self.settings.data_folder
 
     async def caller(self, request: Request) -> Caller:
         """Authenticates a request and counts it."""
         site = await asyncio.to_thread(self.gate.site, request.headers.get("authorization"))
-        if not self._limiter.hit(self._rate, site):
+        if not await self.desk.admit(site):
             raise busy("this site asks too often", "rate_limited", 429)
-        return Caller(site, request.state.request_id)
+        return Caller(site, request.state.request_id, request.state.trace)
 
     async def reading(self, query: Callable[[Session], T]) -> T:
         """Runs a query off the event loop."""
@@ -90,12 +91,14 @@ class Context:
 
         return await asyncio.to_thread(run)
 
-    async def storing(self, change: Callable[[], object]) -> None:
-        """Changes files off the event loop; 503 or 507 when the store refuses."""
-        try:
-            await asyncio.to_thread(change)
-        except OSError as error:
-            raise storage_error(error) from error
+    async def storing(self, change: Callable[[], T]) -> T:
+        """Works with files off the event loop; 503 or 507 when the store refuses."""
+
+        def run() -> T:
+            with storing():
+                return change()
+
+        return await asyncio.to_thread(run)
 
     async def record(self, caller: Caller, action: str, target: str, outcome: str = "allowed") -> None:
         """The audit's line; 503 when it cannot be written."""

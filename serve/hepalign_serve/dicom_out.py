@@ -1,219 +1,239 @@
-"""Results as DICOM: derived CT and MR series and segmentations on the iCT's frame of reference."""
+"""Results as DICOM: derived CT and MR series, segmentations and a picture, on the iCT's frame of reference."""
 
 from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
 
 import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom import Dataset, FileDataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.filewriter import dcmwrite
-from pydicom.sr.codedict import codes
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
+from hepalign.image.nifti import read_nifti
 from hepalign.image.volume import Volume
+from hepalign_serve.dicom_seg import segmentation
+from hepalign_serve.dicom_source import (
+    MANUFACTURER,
+    MODEL,
+    NOTICE,
+    described,
+    instances,
+    patient_and_study,
+    release_name,
+    warned,
+)  # fmt: skip
 from hepalign_serve.problems import RequestError
 
-NOTICE = "RESEARCH USE ONLY"
-MANUFACTURER, MODEL = "Hepalign", "hepalign"
-# What of the source a PACS files by: the patient and general study modules.
-KEPT = (
-    "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
-    "PatientAge", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
-    "ReferringPhysicianName", "StudyDescription",
-)  # fmt: skip
-_TYPE_2 = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-           "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
-DESCRIPTIONS = {
-    "pct_on_ict": ("CT", "pCT on iCT", "planning CT resampled once onto the intra-procedural CT"),
-    "pmr_on_ict": ("MR", "pMR on iCT", "planning MR resampled once onto the intra-procedural CT"),
-    "inpct": ("CT", "iCT inpainted", "probe and artefact replaced by SYNTHETIC voxels, see the inpainted mask"),
-    "labels_on_ict": ("SEG", "labels on iCT", "labels carried onto the intra-procedural CT"),
-    "inpainted_mask": ("SEG", "synthetic voxels", "voxels of the inpainted CT that are synthetic"),
+
+@dataclass(frozen=True)
+class Form:
+    """How an artifact goes into DICOM."""
+
+    kind: Literal["CT", "MR", "SEG", "SC"]
+    number: int
+    label: str
+    derivation: str
+
+
+FORMS = {
+    "pct_on_ict.nii.gz": Form("CT", 9801, "pCT on iCT", "planning CT resampled once onto the intra-procedural CT"),
+    "pmr_on_ict.nii.gz": Form("MR", 9802, "pMR on iCT", "planning MR resampled once onto the intra-procedural CT"),
+    "sct_on_ict.nii.gz": Form("CT", 9803, "SYNTHETIC CT", "CT made from the planning MR by a network: SYNTHETIC"),
+    "inpct.nii.gz": Form("CT", 9804, "iCT inpainted", "probe and artefact replaced by SYNTHETIC voxels"),
+    "labels_on_ict.nii.gz": Form("SEG", 9805, "labels on iCT", "labels carried onto the intra-procedural CT"),
+    "inpainted_mask.nii.gz": Form("SEG", 9806, "SYNTHETIC voxels", "the inpainted CT's synthetic voxels"),
+    "overview.png": Form("SC", 9807, "fused overview", "planes of the iCT with planning CT, MR and labels over it"),
 }
+# Of signed 16 bits; below a scanner's own range values keep four digits by a scale that is told.
+_MR_STEPS = 4095
+_CT_WINDOW = (40.0, 400.0)
 
 
-def export(name: str, volume: Volume, names: dict[int, str], context: Dataset, release: str) -> bytes:
+def export(name: str, path: Path, result: Mapping[str, Any], source: Dataset) -> bytes:
     """A zip of the DICOM objects of one artifact.
 
     Args:
-        name: the artifact without its ending; the keys of `DESCRIPTIONS`.
-        volume: on the iCT's grid.
-        names: what a label map's values mean; unused for images.
-        context: the iCT's header, as it came.
-        release: what made it, for the equipment.
+        name: the artifact; the keys of `FORMS`.
+        path: its file, on the iCT's grid.
+        result: what `result.json` says: its status goes into every description, its release into the equipment.
+        source: what `dicom_source.kept` kept of the iCT.
 
     Raises:
-        RequestError: 422 `no_dicom_form` for what has none (fields, JSON, pictures).
+        RequestError: 422 `no_dicom_form` for what has none (fields, JSON).
     """
-    if name not in DESCRIPTIONS:
-        raise RequestError(
-            "this artifact has no DICOM form: ask without format=dicom", code="no_dicom_form", status=422
-        )
-    modality, label, derivation = DESCRIPTIONS[name]
-    if modality == "SEG":
-        carrier = derived_series(volume.with_data(np.zeros(volume.geometry.shape, np.int16)), context, "CT", "", "", "")
-        objects: Sequence[Dataset] = [segmentation(volume, names, carrier, label, release)]
+    form = FORMS.get(name)
+    if form is None:
+        message = "this artifact has no DICOM form: ask without format=dicom"
+        raise RequestError(message, code="no_dicom_form", status=422)
+    if form.kind == "SC":
+        objects: Sequence[Dataset] = [capture(np.asarray(Image.open(path).convert("RGB")), form, result, source)]
+    elif form.kind == "SEG":
+        volume = read_nifti(path)
+        names = {int(value): str(label) for value, label in result.get("labels", {}).items()}
+        meant = names if name.startswith("labels") else {1: "synthetic"}
+        objects = [segmentation(volume, meant, carriers(volume, source), form.number, described(form.label, result))]
+        objects[0].SoftwareVersions = release_name(result)
     else:
-        objects = derived_series(volume, context, modality, label, derivation, release)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for number, made in enumerate(objects):
-            content = io.BytesIO()
-            dcmwrite(content, made, enforce_file_format=True)
-            archive.writestr(f"{name}/{number:04d}.dcm", content.getvalue())
-    return packed.getvalue()
+        objects = derived_series(read_nifti(path), form, result, source)
+    return _zipped(name.partition(".")[0], objects)
 
 
-def no_dicom_form() -> RequestError:
-    """Fields, JSON and pictures have none."""
-    message = "this artifact has no DICOM form: ask without format=dicom"
-    return RequestError(message, code="no_dicom_form", status=422)
-
-
-def derived_series(
-    volume: Volume, context: Dataset, modality: str, label: str, derivation: str, release: str
-) -> list[Dataset]:
-    """One object a slice along the last axis; CT as HU, MR scaled to 16 bit with its slope told."""
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.affine
-    pixels, slope, intercept = _stored(volume, modality)
-    series_uid, made = generate_uid(prefix=None), datetime.now(UTC)
-    common = _common(context, modality, label, derivation, release, made)
-    common.SeriesInstanceUID = series_uid
-    spacing, direction = volume.geometry.spacing_mm, affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    common.Rows, common.Columns = pixels.shape[1], pixels.shape[0]
-    common.PixelSpacing = [_decimal(spacing[1]), _decimal(spacing[0])]
-    common.SliceThickness = _decimal(spacing[2])
-    common.ImageOrientationPatient = [_decimal(v) for v in (*direction[:, 0], *direction[:, 1])]
-    common.RescaleSlope, common.RescaleIntercept = _decimal(slope), _decimal(intercept)
+def derived_series(volume: Volume, form: Form, result: Mapping[str, Any], source: Dataset) -> list[Dataset]:
+    """One object a slice along the last axis; CT as HU, MR as its own numbers."""
+    pixels, slope, intercept = _stored(volume, form.kind)
+    common = _common(form, result, source)
+    common.SOPClassUID = CTImageStorage if form.kind == "CT" else MRImageStorage
+    common.update(_frame(volume, source))
+    common.update(_image(form.kind, pixels, slope, intercept))
+    # The inpainted CT is made of the iCT's slices; the others only lie on them.
+    sources = instances(source, pixels.shape[2]) if form.label == FORMS["inpct.nii.gz"].label else []
+    affine = _lps(volume)
     slices: list[Dataset] = []
     for k in range(pixels.shape[2]):
-        one = FileDataset("", {}, file_meta=_meta(common.SOPClassUID), preamble=b"\0" * 128)
-        one.update(common)
-        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = generate_uid(prefix=None)
+        one = _object(common)
         one.InstanceNumber = k + 1
         one.ImagePositionPatient = [_decimal(v) for v in affine[:3, 3] + k * affine[:3, 2]]
+        if sources:
+            one.SourceImageSequence = [sources[k]]
         one.PixelData = np.ascontiguousarray(pixels[:, :, k].T).tobytes()
         slices.append(one)
     return slices
 
 
-def segmentation(
-    volume: Volume, names: dict[int, str], carrier: Sequence[Dataset], label: str, release: str
-) -> Dataset:
-    """A binary SEG with one segment a label value."""
-    data = np.asarray(volume.data)
-    values = sorted(names) if names else [1]
-    masks = np.stack([(data == v) if names else (data > 0) for v in values], axis=-1)
-    # highdicom wants (slice, row, column, segment).
-    frames = np.ascontiguousarray(masks.transpose(2, 1, 0, 3)).astype(np.uint8)
-    described = [
-        hd.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=names.get(value, label),
-            segmented_property_category=_coded(names.get(value, label))[0],
-            segmented_property_type=_coded(names.get(value, label))[1],
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=hd.AlgorithmIdentificationSequence(
-                name=MODEL, family=codes.DCM.ArtificialIntelligence, version=release or "unknown"
-            ),
-        )
-        for number, value in enumerate(values, start=1)
-    ]
-    made = hd.seg.Segmentation(
-        source_images=list(carrier),
-        pixel_array=frames,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=described,
-        series_instance_uid=generate_uid(prefix=None),
-        series_number=9900,
-        sop_instance_uid=generate_uid(prefix=None),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=MODEL,
-        software_versions=release or "unknown",
-        device_serial_number="0",
-        series_description=f"{label} - {NOTICE}",
-        omit_empty_frames=False,
-    )
-    made.ContentQualification = "RESEARCH"
+def carriers(volume: Volume, source: Dataset) -> list[Dataset]:
+    """The iCT's slices without their pixels, for what refers to them."""
+    empty = volume.with_data(np.zeros(volume.geometry.shape, np.int16))
+    made = derived_series(empty, Form("CT", 0, "", ""), {}, source)
+    for one, reference in zip(made, instances(source, len(made)), strict=False):
+        one.SOPInstanceUID = reference.ReferencedSOPInstanceUID
+        one.SOPClassUID = reference.ReferencedSOPClassUID or CTImageStorage
+        one.SeriesInstanceUID = source.SeriesInstanceUID
     return made
 
 
-def _common(context: Dataset, modality: str, label: str, derivation: str, release: str, made: datetime) -> Dataset:
-    common = Dataset()
-    for name in KEPT:
-        if name in context:
-            setattr(common, name, context[name].value)
-    for name in _TYPE_2:
-        if name not in common:
-            setattr(common, name, "")
-    common.SOPClassUID = CTImageStorage if modality == "CT" else MRImageStorage
-    common.Modality = modality
-    common.FrameOfReferenceUID, common.PositionReferenceIndicator = context.FrameOfReferenceUID, ""
-    common.ImageType = ["DERIVED", "SECONDARY", "RESAMPLED"]
-    common.SeriesNumber, common.SeriesDescription = 9800, f"{label} - {NOTICE}"
-    common.DerivationDescription = f"{derivation}. {NOTICE}."
-    common.ImageComments = NOTICE
+def capture(rgb: NDArray[np.uint8], form: Form, result: Mapping[str, Any], source: Dataset) -> Dataset:
+    """A picture as a secondary capture, rgb (rows, columns, 3)."""
+    common = _common(form, result, source)
+    common.SOPClassUID, common.Modality = SecondaryCaptureImageStorage, "OT"
+    common.ConversionType, common.PatientOrientation = "WSD", ""
+    common.ImageType = ["DERIVED", "SECONDARY"]
+    common.SamplesPerPixel, common.PhotometricInterpretation, common.PlanarConfiguration = 3, "RGB", 0
+    common.BitsAllocated, common.BitsStored, common.HighBit, common.PixelRepresentation = 8, 8, 7, 0
+    common.Rows, common.Columns = rgb.shape[:2]
+    one = _object(common)
+    one.InstanceNumber = 1
+    pixels = np.ascontiguousarray(rgb).tobytes()
+    one.PixelData = pixels + b"\0" * (len(pixels) % 2)
+    return one
+
+
+def _common(form: Form, result: Mapping[str, Any], source: Dataset) -> Dataset:
+    common, made = patient_and_study(source), datetime.now(UTC)
+    common.SeriesInstanceUID = generate_uid(prefix=None)
+    common.Modality = form.kind
+    common.SeriesNumber, common.SeriesDescription = form.number, described(form.label, result)
+    common.DerivationDescription = f"{warned(result)}{form.derivation}. {NOTICE}."
+    common.ImageComments = f"{warned(result)}{NOTICE}"
     common.ContentQualification = "RESEARCH"
-    common.BurnedInAnnotation = "NO"
-    common.LossyImageCompression = "00"
+    common.BurnedInAnnotation, common.LossyImageCompression = "NO", "00"
     common.Manufacturer, common.ManufacturerModelName = MANUFACTURER, MODEL
-    common.ContentDate = common.SeriesDate = made.strftime("%Y%m%d")
-    common.ContentTime = common.SeriesTime = made.strftime("%H%M%S")
-    common.PatientPosition = context.get("PatientPosition", "HFS")
-    common.AcquisitionNumber = common.KVP = None
-    common.SamplesPerPixel, common.PhotometricInterpretation = 1, "MONOCHROME2"
-    common.BitsAllocated, common.BitsStored, common.HighBit = 16, 16, 15
-    common.PixelRepresentation = 1 if modality == "CT" else 0
-    if modality == "CT":
-        common.RescaleType = "HU"
-    else:
-        common.ScanningSequence, common.SequenceVariant, common.ScanOptions = "RM", "NONE", ""
-        common.MRAcquisitionType = common.EchoTime = common.EchoTrainLength = common.RepetitionTime = ""
-        del common.KVP
+    common.SoftwareVersions, common.BodyPartExamined = release_name(result), "ABDOMEN"
+    common.ContentDate = common.SeriesDate = common.InstanceCreationDate = made.strftime("%Y%m%d")
+    common.ContentTime = common.SeriesTime = common.InstanceCreationTime = made.strftime("%H%M%S")
+    common.TimezoneOffsetFromUTC = "+0000"
     equipment = Dataset()
     equipment.PurposeOfReferenceCodeSequence = [hd.sr.CodedConcept("109103", "DCM", "Modifying Equipment")]
     equipment.Manufacturer, equipment.ManufacturerModelName = MANUFACTURER, MODEL
-    equipment.SoftwareVersions = release or "unknown"
-    equipment.ContributionDescription = NOTICE
+    equipment.SoftwareVersions, equipment.ContributionDescription = release_name(result), NOTICE
     common.ContributingEquipmentSequence = [equipment]
     return common
 
 
-def _stored(volume: Volume, modality: str) -> tuple[NDArray[np.generic], float, float]:
+def _frame(volume: Volume, source: Dataset) -> Dataset:
+    frame, affine, spacing = Dataset(), _lps(volume), volume.geometry.spacing_mm
+    direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    frame.FrameOfReferenceUID = source.FrameOfReferenceUID
+    frame.PositionReferenceIndicator = source.get("PositionReferenceIndicator", "")
+    frame.PatientPosition = source.get("PatientPosition", "HFS")
+    frame.PixelSpacing = [_decimal(spacing[1]), _decimal(spacing[0])]
+    frame.SliceThickness = frame.SpacingBetweenSlices = _decimal(spacing[2])
+    frame.ImageOrientationPatient = [_decimal(v) for v in (*direction[:, 0], *direction[:, 1])]
+    return frame
+
+
+def _image(kind: str, pixels: NDArray[np.int16], slope: float, intercept: float) -> Dataset:
+    image = Dataset()
+    image.ImageType = ["DERIVED", "SECONDARY", "AXIAL" if kind == "CT" else "OTHER"]
+    image.Rows, image.Columns = pixels.shape[1], pixels.shape[0]
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
+    image.AcquisitionNumber = None
+    if kind == "CT":
+        image.KVP, image.RescaleType = None, "HU"
+        (centre, width) = _CT_WINDOW
+    else:
+        image.ScanningSequence, image.SequenceVariant, image.ScanOptions = "RM", "NONE", ""
+        image.MRAcquisitionType = image.EchoTime = image.EchoTrainLength = image.RepetitionTime = ""
+        low, high = (float(v) * slope + intercept for v in np.percentile(pixels, (1, 99)))
+        centre, width = (low + high) / 2, max(high - low, slope)
+    image.WindowCenter, image.WindowWidth = _decimal(centre), _decimal(width)
+    # The MR image module knows no rescaling: it is told only where the numbers are not the scanner's.
+    if kind == "CT" or (slope, intercept) != (1.0, 0.0):
+        image.RescaleSlope, image.RescaleIntercept = _decimal(slope), _decimal(intercept)
+    return image
+
+
+def _stored(volume: Volume, kind: str) -> tuple[NDArray[np.int16], float, float]:
     data = volume.as_float()
-    if modality == "CT":
-        return np.clip(np.rint(data), -32768, 32767).astype("<i2"), 1.0, 0.0
     low, high = float(data.min()), float(data.max())
-    slope = float(f"{max(high - low, 1e-6) / 65535:.9g}")
-    return np.clip(np.rint((data - low) / slope), 0, 65535).astype("<u2"), slope, low
+    slope, intercept = 1.0, 0.0
+    if kind != "CT" and not (low >= np.iinfo(np.int16).min and _MR_STEPS / 4 < high <= np.iinfo(np.int16).max):
+        slope, intercept = float(f"{max(high - low, 1e-6) / _MR_STEPS:.9g}"), low
+    limits = np.iinfo(np.int16)
+    return np.clip(np.rint((data - intercept) / slope), limits.min, limits.max).astype("<i2"), slope, intercept
 
 
-def _meta(sop_class: UID) -> FileMetaDataset:
+def _object(common: Dataset) -> FileDataset:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = sop_class
+    meta.MediaStorageSOPClassUID = UID(common.SOPClassUID)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return meta
+    one = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    one.update(common)
+    one.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid(prefix=None)
+    return one
+
+
+def _zipped(folder: str, objects: Sequence[Dataset]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for number, made in enumerate(objects):
+            content = io.BytesIO()
+            dcmwrite(content, made, enforce_file_format=True)
+            archive.writestr(f"{folder}/{number:04d}.dcm", content.getvalue())
+    return packed.getvalue()
+
+
+def _lps(volume: Volume) -> NDArray[np.float64]:
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.affine
 
 
 def _decimal(value: float) -> str:
     """DS has 16 characters at most."""
     return f"{value:.10g}"[:16]
-
-
-def _coded(name: str) -> tuple[hd.sr.CodedConcept, hd.sr.CodedConcept]:
-    """Category and type of a segment: the liver, a tumour, or synthetic voxels."""
-    if name.startswith("liver"):
-        found = codes.SCT.AnatomicalStructure, codes.SCT.Liver
-    elif name.startswith("tumour"):
-        found = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Neoplasm
-    else:
-        found = codes.SCT.SpatialAndRelationalConcept, codes.DCM.ImageArtifacts
-    category, kind = (hd.sr.CodedConcept(code.value, code.scheme_designator, code.meaning) for code in found)
-    return category, kind

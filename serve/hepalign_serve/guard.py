@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -9,12 +10,13 @@ from collections.abc import Callable
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hepalign_serve import problems
+from hepalign_serve import problems, tracing
 from hepalign_serve.metrics import Seen
 from hepalign_serve.problems import RequestError
 from hepalign_serve.settings import Limits
 
 MAX_HEADERS = 100
+_TRACE_PARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 UPLOAD_PATHS = ("/images/", "/uploads/")
 _POLICY = (
@@ -48,10 +50,16 @@ class Guard:
         exchange = _Exchange(scope, receive, send, self._limits)
         try:
             exchange.check()
-            await self._app(scope, exchange.receive, exchange.send)
+            with tracing.span("request", exchange.trace_parent(), request_id=exchange.request_id) as opened:
+                scope["state"]["trace"] = tracing.name_of(opened)
+                await self._app(scope, exchange.receive, exchange.send)
+                opened.update_name(f"{_method(scope)} {_route(scope)}")
+                opened.set_attribute("http.response.status_code", exchange.status)
         except RequestError as error:
+            scope["state"]["code"] = error.code
             await exchange.answer(problems.from_error(error))
         except Exception:
+            scope["state"]["code"] = "internal"
             log.exception("unexpected", request_id=exchange.request_id)
             await exchange.answer(
                 problems.response("internal", 500, "something unexpected; the log has the request id")
@@ -60,19 +68,27 @@ class Guard:
             self._note(scope, exchange)
 
     def _note(self, scope: Scope, exchange: _Exchange) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method, route, code = _method(scope), _route(scope), scope["state"].get("code", "")
         seconds = time.perf_counter() - exchange.began
-        self._observe((method, route, exchange.status, seconds, exchange.taken))
+        self._observe((method, route, exchange.status, seconds, exchange.taken, code))
         log.info(
             "request",
             request_id=exchange.request_id,
             method=method,
             route=route,
             status=exchange.status,
+            code=code,
             ms=round(1000 * seconds, 1),
             bytes_in=exchange.taken,
         )
+
+
+def _route(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", "unmatched")
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "other"
 
 
 class _Exchange:
@@ -95,6 +111,11 @@ class _Exchange:
         length = dict(headers).get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._cap:
             raise self._too_large()
+
+    def trace_parent(self) -> str:
+        """The caller's W3C traceparent, if it sent one that is hexadecimal."""
+        sent = dict(self._scope["headers"]).get(b"traceparent", b"").decode("ascii", "replace")
+        return sent if _TRACE_PARENT.fullmatch(sent) else ""
 
     async def receive(self) -> Message:
         message = await self._receive()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
 
 from sqlalchemy import delete, select
 
+from hepalign.cases.store import Shelf
 from hepalign_serve.records import CaseRow, Job, Records
 from hepalign_serve.work import UNFINISHED
 
 ABANDONED_UPLOAD_S = 3600.0
+# With an object store the data folder is a cache: what nobody touched today is fetched again when it is needed.
+LOCAL_DAYS = 1.0
 
 
 def expired(records: Records, retention_days: float) -> list[tuple[str, str]]:
@@ -23,24 +25,28 @@ def expired(records: Records, retention_days: float) -> list[tuple[str, str]]:
         return [(case, site) for case, site in session.execute(old)]
 
 
-def erase(records: Records, data_folder: Path, case_id: str) -> None:
-    """Removes a case's rows and files."""
+def erase(records: Records, shelf: Shelf, case_id: str) -> None:
+    """Removes a case's files and rows; files first, so that what could not be removed can be asked for again."""
+    shelf.erase(f"cases/{case_id}")
     with records.write() as session:
         session.execute(delete(CaseRow).where(CaseRow.id == case_id))
-    shutil.rmtree(data_folder / "cases" / case_id, ignore_errors=True)
 
 
-def sweep(records: Records, data_folder: Path) -> int:
+def sweep(records: Records, shelf: Shelf) -> int:
     """Removes folders of cases that are no more (work that ended after its case was erased) and dead uploads."""
     # The folders are listed first: a case's row is always there before its folder.
-    folders = [path for path in (data_folder / "cases").iterdir() if path.is_dir()]
+    folders = shelf.folders("cases")
     with records.read() as session:
         known = set(session.scalars(select(CaseRow.id)))
-    strays = [path for path in folders if path.name not in known]
-    for path in strays:
-        shutil.rmtree(path, ignore_errors=True)
+    strays = folders - known
+    for name in strays:
+        shelf.erase(f"cases/{name}")
+    if shelf.url is not None:
+        for case_id, _ in expired(records, LOCAL_DAYS):
+            shutil.rmtree(shelf.folder / "cases" / case_id / "jobs", ignore_errors=True)
+            shutil.rmtree(shelf.folder / "cases" / case_id / "images", ignore_errors=True)
     oldest = time.time() - ABANDONED_UPLOAD_S
-    dead = [path for path in (data_folder / "incoming").glob("*.partial") if path.stat().st_mtime < oldest]
+    dead = [path for path in (shelf.folder / "incoming").glob("*.partial") if path.stat().st_mtime < oldest]
     for path in dead:
         path.unlink(missing_ok=True)
     return len(strays) + len(dead)

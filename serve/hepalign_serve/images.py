@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hepalign.cases.probe import check_probe_mask, parse_probe_mask, voxel_mask
+from hepalign.cases.store import Shelf
 from hepalign.errors import BadInputError
 from hepalign.image.checks import check_ct, check_mr
 from hepalign.image.dicom import DicomSeries, load_series
 from hepalign.image.nifti import read_nifti, write_nifti
 from hepalign.image.nifti_header import Orientation
+from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
-from hepalign_serve.payload import Received, storage_error
+from hepalign_serve.drift import statistics_of
+from hepalign_serve.payload import Received
 from hepalign_serve.problems import RequestError
 from hepalign_serve.records import Image
+from hepalign_serve.shelf import storing
 from hepalign_serve.vault import Vault
 
 PROBE_MASK = "ict_probe_mask"
@@ -35,12 +40,15 @@ class Wishes:
     resample_tilt: bool = False
 
 
-def accept(received: Received, folder: Path, role: str, content_type: str, wishes: Wishes, vault: Vault) -> Image:
-    """Checks the bytes, moves them to their place and describes them; on any error nothing is left behind.
+def accept(
+    received: Received, shelf: Shelf, case_id: str, role: str, content_type: str, wishes: Wishes, vault: Vault
+) -> Image:
+    """Checks the bytes, puts them in their place and describes them; on any error nothing is left behind.
 
     Args:
         received: the body on disk; it is gone afterwards.
-        folder: the case's folder.
+        shelf: where images are kept.
+        case_id: whose image it is.
         role: a Case name.
         content_type: as sent.
         wishes: as sent.
@@ -51,38 +59,60 @@ def accept(received: Received, folder: Path, role: str, content_type: str, wishe
             503 or 507 when they cannot be stored.
         BadInputError: what the readers find.
     """
-    warnings: list[str] = []
+    stem = f"cases/{case_id}/images/{role}-{received.sha256[:16]}"
+    sealed = shelf.folder / f"{stem}.dicom"
     try:
-        suffix = _kind(received.path, role, content_type)
-        stem = f"{role}-{received.sha256[:16]}"
-        facts: dict[str, Any] = {"warnings": warnings}
-        (folder / "images").mkdir(exist_ok=True)
-        if suffix == ".json":
-            place = folder / "images" / f"{stem}.json"
-            _check_json(received.path)
-            received.path.replace(place)
-        elif suffix == ".zip":
-            place = folder / "images" / f"{stem}.nii.gz"
-            series = _series(received.path, role, warnings, wishes)
-            facts |= _described(series.volume, role, warnings)
-            facts |= vault.keep(folder / "images" / f"{stem}.dicom", series)
-            write_nifti(series.volume, place)
-        else:
-            place = folder / "images" / f"{stem}{suffix}"
-            volume = read_nifti(received.path, name=role, orientation=wishes.orientation)
-            facts |= _described(volume, role, warnings)
-            if wishes.orientation == "auto":
-                received.path.replace(place)
-            else:
-                write_nifti(volume, place)
-    except OSError as error:
-        raise storage_error(error) from error
+        with storing():
+            suffix = _kind(received.path, role, content_type)
+            _make_folders(shelf, case_id)
+            place = shelf.folder / (stem + (".nii.gz" if suffix == ".zip" else suffix))
+            known = place.exists()
+            try:
+                facts = _put(received, place, sealed, role, suffix, wishes, vault)
+                for path in (place, sealed):
+                    if path.is_file():
+                        shelf.keep(str(path.relative_to(shelf.folder)))
+            except BaseException:
+                for path in () if known else (place, sealed):
+                    path.unlink(missing_ok=True)
+                raise
     finally:
         received.path.unlink(missing_ok=True)
     return Image(
-        case_id=folder.name, role=role, path=f"cases/{folder.name}/images/{place.name}", sha256=received.sha256,
+        case_id=case_id, role=role, path=str(place.relative_to(shelf.folder)), sha256=received.sha256,
         bytes_stored=place.stat().st_size, facts=facts, created=time.time(),
     )  # fmt: skip
+
+
+def _make_folders(shelf: Shelf, case_id: str) -> None:
+    # One by one: a store that is not mounted is an error, not a reason to begin another one.
+    folder = shelf.folder / "cases" / case_id
+    folder.mkdir(exist_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
+
+
+def _put(
+    received: Received, place: Path, sealed: Path, role: str, suffix: str, wishes: Wishes, vault: Vault
+) -> dict[str, Any]:
+    """Writes the image to its place; what is known of it."""
+    warnings: list[str] = []
+    facts: dict[str, Any] = {"warnings": warnings}
+    if suffix == ".json":
+        _check_json(received.path)
+        received.path.replace(place)
+    elif suffix == ".zip":
+        series = _series(received.path, role, warnings, wishes)
+        facts |= _described(series.volume, role, warnings)
+        facts |= vault.keep(sealed, series)
+        write_nifti(series.volume, place)
+    else:
+        volume = read_nifti(received.path, name=role, orientation=wishes.orientation)
+        facts |= _described(volume, role, warnings)
+        if wishes.orientation == "auto":
+            received.path.replace(place)
+        else:
+            write_nifti(volume, place)
+    return facts
 
 
 def _series(path: Path, role: str, warnings: list[str], wishes: Wishes) -> DicomSeries:
@@ -113,12 +143,46 @@ def _kind(path: Path, role: str, content_type: str) -> str:
 
 
 def _described(volume: Volume, role: str, warnings: list[str]) -> dict[str, Any]:
+    geometry = volume.geometry
+    facts: dict[str, Any] = {
+        "shape": list(geometry.shape),
+        "spacing_mm": [round(s, 4) for s in geometry.spacing_mm],
+    }
     if role in _CT_ROLES:
         check_ct(volume, role, warnings)
     elif role in _MR_ROLES:
         check_mr(volume, role)
-    geometry = volume.geometry
-    return {"shape": list(geometry.shape), "spacing_mm": [round(s, 4) for s in geometry.spacing_mm]}
+    else:
+        return facts
+    return facts | {"statistics": statistics_of(volume, ct=role in _CT_ROLES)}
+
+
+def check_on(image: Image, whose: Image, shelf: Shelf) -> None:
+    """Checks a mask or a label against the image it is drawn on; warnings go to its facts.
+
+    Raises:
+        BadInputError: `frame_mismatch`, and what `read_mask` finds of a probe mask.
+    """
+    seen = read_volume(shelf.fetch(whose.path))
+    path, warnings = shelf.fetch(image.path), image.facts["warnings"]
+    if image.role == PROBE_MASK:
+        read_mask(path, seen, warnings)
+    else:
+        voxel_mask(read_volume(path), seen.geometry, warnings, name=image.role)
+
+
+def read_mask(path: Path, ict: Volume, report: list[str]) -> Volume:
+    """The probe mask of a file on the iCT's grid, checked: voxels, or a JSON box or polygon.
+
+    Raises:
+        BadInputError: `bad_probe_mask`, `frame_mismatch`, `empty_probe_mask`, `probe_mask_too_large`.
+    """
+    if path.suffix == ".json":
+        mask = parse_probe_mask(path.read_bytes(), ict.geometry)
+    else:
+        mask = voxel_mask(read_volume(path), ict.geometry, report)
+    check_probe_mask(mask, ict)
+    return mask
 
 
 def _check_json(path: Path) -> None:

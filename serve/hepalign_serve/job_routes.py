@@ -28,7 +28,9 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
 _ANSWERING_S = 5.0
-_POLL_S = (0.02, 0.25)
+# A waiting answer looks again after a share of the time it has waited: little is lost on a short guide, and a long
+# one does not ask the database for nothing.
+_POLL_SHARE, _POLL_S = 0.03, (0.01, 0.25)
 _PLAN_NEEDS = ("pmr", "pct")
 _GUIDE_NEEDS = ("ict", "ict_probe_mask")
 
@@ -119,6 +121,7 @@ def _take(session: Session, order: _Order, context: Context) -> tuple[str, dict[
     known = session.get(IdempotencyKey, (site, order.key_digest))
     if known is None:
         request = _plan_input(session, order) if order.kind == "plan" else _guide_input(session, order)
+        request["trace"] = order.caller.trace
         limits = context.settings.limits
         job = work.submit(session, site=site, case=order.case_id, kind=order.kind, request=request, limits=limits)
         _touch(session, order.case_id)
@@ -192,18 +195,17 @@ def _touch(session: Session, case_id: str) -> None:
 
 
 async def _wait(context: Context, order: _Order, job_id: str, wait_s: float) -> JobView:
-    began, pause_s = time.monotonic(), _POLL_S[0]
-    renewed = began
+    began = renewed = time.monotonic()
     while True:
         view = await context.reading(lambda session: _current(session, job_id))
-        left_s = wait_s - (time.monotonic() - began)
+        waited_s = time.monotonic() - began
+        left_s = wait_s - waited_s
         if view.state not in work.UNFINISHED or left_s <= 0:
             return view
         if time.monotonic() - renewed > _ANSWERING_S / 3:
             renewed = time.monotonic()
             await context.writing(lambda session: _answering(session, order, _ANSWERING_S))
-        await asyncio.sleep(min(pause_s, left_s))
-        pause_s = min(pause_s * 1.5, _POLL_S[1])
+        await asyncio.sleep(min(max(_POLL_S[0], _POLL_SHARE * waited_s), _POLL_S[1], left_s))
 
 
 def _current(session: Session, job_id: str) -> JobView:

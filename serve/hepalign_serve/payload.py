@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import errno
 import hashlib
 import re
 import secrets
@@ -17,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from hepalign_serve.problems import RequestError
 from hepalign_serve.settings import Limits
+from hepalign_serve.shelf import storing
 
 _DIGEST = re.compile(r"\s*(sha-256|sha-512)=:([A-Za-z0-9+/=]+):\s*")
 _HASHES = {"sha-256": "sha256", "sha-512": "sha512"}
@@ -57,7 +57,7 @@ async def receive(request: Request, folder: Path, limits: Limits) -> Received:
     hashes = {name: hashlib.new(_HASHES[name]) for name in {"sha-256", *expected}}
     size = 0
     try:
-        with path.open("wb") as file:
+        with storing(), path.open("wb") as file:
             async for chunk in _timed(request.stream(), limits.stall_s):
                 size += len(chunk)
                 if size > length:
@@ -74,19 +74,10 @@ async def receive(request: Request, folder: Path, limits: Limits) -> Received:
                 )
     except BaseException as error:
         path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise storage_error(error) from error
         if isinstance(error, ClientDisconnect):
             raise RequestError("the sender hung up", code="disconnected", status=400) from error
         raise
     return Received(path, hashes["sha-256"].hexdigest(), size)
-
-
-def storage_error(error: OSError) -> RequestError:
-    """507 when there is no room, else 503."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return RequestError("there is no room left to store this", code="storage_full", status=507)
-    return RequestError("the store cannot be reached", code="storage_unavailable", status=503)
 
 
 async def _timed(stream: AsyncIterator[bytes], stall_s: float) -> AsyncIterator[bytes]:

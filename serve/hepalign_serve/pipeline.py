@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from hepalign.cases.probe import check_probe_mask, parse_probe_mask, voxel_mask
 from hepalign.image.nifti import write_nifti
 from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
@@ -18,6 +17,7 @@ from hepalign.inference.planner import Plan, load_plan, plan
 from hepalign.inference.result import as_stored_ct, load_previous
 from hepalign.inference.synthesise import synthesise
 from hepalign.transform.warp import warp
+from hepalign_serve.images import read_mask
 from hepalign_serve.task import Task
 
 Progress = Callable[[str, float], None]
@@ -109,16 +109,6 @@ class HepalignPipeline:
             while len(self._plans) > KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)))
         return self._plans[folder]
-
-
-def read_mask(path: Path, ict: Volume, report: list[str]) -> Volume:
-    """The probe mask of a file on the iCT's grid, checked: voxels, or a JSON box or polygon."""
-    if path.suffix == ".json":
-        mask = parse_probe_mask(path.read_bytes(), ict.geometry)
-    else:
-        mask = voxel_mask(read_volume(path), ict.geometry, report)
-    check_probe_mask(mask, ict)
-    return mask
 
 
 def _with_warnings(path: Path, warnings: list[str]) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import time
@@ -15,16 +17,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
 
-from hepalign.errors import WorkFailedError
+from hepalign.errors import UsageError, WorkFailedError
 from hepalign_serve import schema, sites
 from hepalign_serve.deployments import compose
 from hepalign_serve.pipeline import HepalignPipeline, Pipeline
 from hepalign_serve.records import Records
 from hepalign_serve.settings import Settings, load_settings
+from hepalign_serve.shelf import FOLDERS
 
 LOCAL_SITE = "local"
 APPLICATION = "hepalign"
@@ -39,6 +43,7 @@ class Server:
     url: str
     token: str | None
     settings: Settings
+    ray_folder: Path | None
     owns_ray: bool
 
     def stop(self) -> None:
@@ -46,6 +51,8 @@ class Server:
         serve.shutdown()  # type: ignore[no-untyped-call]
         if self.owns_ray:
             ray.shutdown()
+        if self.ray_folder is not None:
+            shutil.rmtree(self.ray_folder, ignore_errors=True)
 
 
 def start(settings: Settings, *, pipeline: Pipeline | None = None, ready_s: float = 300.0) -> Server:
@@ -64,22 +71,30 @@ def start(settings: Settings, *, pipeline: Pipeline | None = None, ready_s: floa
     token = None if sites.list_sites(records) else sites.add_site(records, LOCAL_SITE)
     records.engine.dispose()
     owns_ray = not ray.is_initialized()
-    if owns_ray:
-        _start_ray(settings)
-    serve.start(http_options={"host": settings.host, "port": settings.port, "request_timeout_s": 900})
+    ray_folder = _start_ray(settings) if owns_ray else None
+    serve.start(http_options=_http(settings))
     serve.run(
         compose(settings, pipeline or HepalignPipeline()),
         name=APPLICATION,
         route_prefix="/",
         logging_config={"enable_access_log": False, "log_level": settings.log_level.upper()},
     )
-    server = Server(f"http://{settings.host}:{settings.port}", token, settings, owns_ray)
+    scheme = "https" if settings.tls else "http"
+    server = Server(f"{scheme}://{settings.host}:{settings.port}", token, settings, ray_folder, owns_ray)
     _await_ready(server, ready_s)
     return server
 
 
+def _http(settings: Settings) -> dict[str, Any]:
+    options: dict[str, Any] = {"host": settings.host, "port": settings.port, "request_timeout_s": 900}
+    if settings.tls is not None:
+        options |= {"ssl_certfile": str(settings.tls.certificate), "ssl_keyfile": str(settings.tls.key)}
+    return options
+
+
 def _settled(settings: Settings) -> Settings:
     port = settings.port or _free_port(settings.host)
+    _require_free(settings.host, port)
     metrics_port = settings.metrics_port or _free_port("127.0.0.1")
     found = {"data_folder": settings.data_folder.resolve(), "port": port, "metrics_port": metrics_port}
     return settings.model_copy(update=found)
@@ -88,14 +103,15 @@ def _settled(settings: Settings) -> Settings:
 def prepare(settings: Settings) -> Records:
     """Makes the data folder, and brings the database to this version's tables."""
     settings.data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name in ("cases", "incoming", "releases"):
+    for name in FOLDERS:
         (settings.data_folder / name).mkdir(exist_ok=True)
     records = Records(settings.database)
     schema.upgrade(records.engine)
     return records
 
 
-def _start_ray(settings: Settings) -> None:
+def _start_ray(settings: Settings) -> Path | None:
+    """Starts Ray, or joins the cluster of the settings; the folder to remove afterwards."""
     # Whoever reaches Ray's ports runs code. Ray guards a cluster of its own with the token that it finds here;
     # RAY_AUTH_MODE is read when ray is imported, so setting it now would split driver and daemons.
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
@@ -106,25 +122,38 @@ def _start_ray(settings: Settings) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     if settings.ray_address != "local":
         ray.init(address=settings.ray_address, log_to_driver=False)
-        return
+        return None
     # Unix sockets end at 107 characters: Ray's folder has a short name.
-    folder = tempfile.mkdtemp(prefix="hep")
+    folder = Path(tempfile.mkdtemp(prefix="hep"))
     ray.init(
-        address="local", _temp_dir=folder, num_cpus=settings.ray_cpus, include_dashboard=False, log_to_driver=False
+        address="local", _temp_dir=str(folder), num_cpus=settings.ray_cpus, include_dashboard=False, log_to_driver=False
     )
+    return folder
 
 
 def _await_ready(server: Server, ready_s: float) -> None:
+    # The certificate, where there is one, names the hospital's host and not the loopback address asked here.
+    trust = ssl._create_unverified_context() if server.settings.tls else None  # noqa: S323
     until = time.monotonic() + ready_s
     while time.monotonic() < until:
         try:
-            with urllib.request.urlopen(f"{server.url}/readyz", timeout=5):  # noqa: S310 (our own http address)
+            with urllib.request.urlopen(f"{server.url}/readyz", timeout=5, context=trust):  # noqa: S310 (our own)
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     server.stop()
     message = f"the service was not ready within {ready_s:g} s: look at its log for the release's fault"
     raise WorkFailedError(message, code="not_ready")
+
+
+def _require_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            message = f"port {port} of {host} cannot be taken: set another `port`, or end what has it"
+            raise UsageError(message, code="port_taken") from error
 
 
 def _free_port(host: str) -> int:
@@ -152,9 +181,11 @@ def serve_forever(*, release: str | None = None, config: Path | None = None) -> 
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     server = start(settings)
     try:
+        # On the embedded defaults one person starts it to use it: every start hands out a token.
+        token = server.token or (_fresh_token(server.settings) if config is None else None)
         _say(f"serving at {server.url} (the viewer is there too)")
-        if server.token is not None:
-            _say(f"token of the site '{LOCAL_SITE}', shown this once: {server.token}")
+        if token is not None:
+            _say(f"token of the site '{LOCAL_SITE}', shown this once: {token}")
         signal.sigwait(_ENDING)
     finally:
         server.stop()

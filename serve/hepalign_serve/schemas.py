@@ -42,6 +42,7 @@ class ImageView(BaseModel):
     sha256: str
     shape: list[int] | None = None
     spacing_mm: list[float] | None = None
+    dicom: bool = Field(False, description="it came as DICOM: results of an iCT can go back as such")
     warnings: list[str] = []
 
 

@@ -74,7 +74,9 @@ class Gate:
     def __init__(self, records: Records, oidc: Oidc | None = None) -> None:
         self._records = records
         self._oidc = oidc
-        self._public_key = oidc.public_key_file.read_bytes() if oidc else b""
+        self._public_key = oidc.public_key_file.read_bytes() if oidc and oidc.public_key_file else None
+        # The client keeps the keys it has seen, and asks again only for a key id that it does not know.
+        self._published = jwt.PyJWKClient(oidc.jwks_url, timeout=5) if oidc and oidc.jwks_url else None
 
     def site(self, authorization: str | None) -> str:
         """The site of an Authorization header.
@@ -106,7 +108,7 @@ class Gate:
         try:
             claims = jwt.decode(
                 token,
-                self._public_key,
+                self._verifying_key(token),
                 algorithms=_JWT_ALGORITHMS,
                 audience=self._oidc.audience,
                 issuer=self._oidc.issuer,
@@ -116,6 +118,11 @@ class Gate:
             return None
         with self._records.read() as session:
             return self._if_active(session.get(Site, str(claims[self._oidc.site_claim])))
+
+    def _verifying_key(self, token: str) -> Any:
+        if self._published is not None:
+            return self._published.get_signing_key_from_jwt(token).key
+        return self._public_key
 
     @staticmethod
     def _if_active(site: Site | None) -> str | None:

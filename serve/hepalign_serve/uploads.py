@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import shutil
 from pathlib import Path
 
-from hepalign_serve.payload import Received, storage_error
+from hepalign_serve.payload import Received
 from hepalign_serve.problems import RequestError
 from hepalign_serve.settings import Limits
+from hepalign_serve.shelf import storing
+
+_PIECE_BYTES = 1 << 20
 
 
 def folder_of(data_folder: Path, case_id: str, role: str) -> Path:
@@ -57,15 +59,15 @@ def join(folder: Path, count: int, sha256: str, target: Path, limits: Limits) ->
         raise RequestError(f"chunks are missing, the first is {missing[0]}", code="parts_missing", status=409)
     whole, path = hashlib.sha256(), target / f"{secrets.token_hex(12)}.partial"
     try:
-        with path.open("wb") as out:
+        with storing(), path.open("wb") as out:
             for number in range(count):
                 with (folder / f"{number}.part").open("rb") as chunk:
-                    whole.update(chunk.read())
-                    chunk.seek(0)
-                    shutil.copyfileobj(chunk, out)
-    except OSError as error:
+                    while piece := chunk.read(_PIECE_BYTES):
+                        whole.update(piece)
+                        out.write(piece)
+    except BaseException:
         path.unlink(missing_ok=True)
-        raise storage_error(error) from error
+        raise
     if whole.hexdigest() != sha256:
         path.unlink()
         raise RequestError("the whole does not have the sha256 that was sent", code="digest_mismatch", status=422)

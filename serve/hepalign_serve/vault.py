@@ -14,6 +14,7 @@ from pydicom import Dataset, dcmread
 from pydicom.filewriter import dcmwrite
 
 from hepalign.image.dicom import DicomSeries
+from hepalign_serve.dicom_source import kept
 from hepalign_serve.problems import RequestError
 
 
@@ -29,9 +30,9 @@ class Vault:
         self._cipher = Fernet(self._key)
 
     def keep(self, path: Path, series: DicomSeries) -> dict[str, Any]:
-        """Writes the series' first header, encrypted; returns keyed hashes that show sameness and nothing else."""
+        """Writes whose series it is, encrypted; returns keyed hashes that show sameness and nothing else."""
         plain = io.BytesIO()
-        dcmwrite(plain, series.headers[0], implicit_vr=False, little_endian=True)
+        dcmwrite(plain, kept(series), implicit_vr=False, little_endian=True)
         path.write_bytes(self._cipher.encrypt(plain.getvalue()))
         identity = series.identity
         return {
@@ -41,7 +42,7 @@ class Vault:
         }
 
     def open(self, path: Path) -> Dataset:
-        """The header that `keep` wrote."""
+        """What `dicom_source.kept` found and `keep` wrote."""
         plain = io.BytesIO(self._cipher.decrypt(path.read_bytes()))
         return dcmread(plain, force=True)
 

@@ -28,9 +28,10 @@ class Claim:
     job_id: str
     case_id: str
     site_id: str
-    kind: str
+    kind: Kind
     attempt: int
     request: dict[str, Any]
+    created: float
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def claim(records: Records, kind: Kind, attempts: int) -> Claim | None:
             return None
         job.state, job.attempt, job.lease_until = RUNNING, job.attempt + 1, now + LEASE_S
         job.step, job.progress, job.started = "starting", 0.0, now
-        return Claim(job.id, job.case_id, job.site_id, job.kind, job.attempt, job.request)
+        return Claim(job.id, job.case_id, job.site_id, kind, job.attempt, job.request, job.created)
 
 
 def renew(records: Records, held: Claim, step: str, progress: float) -> bool:

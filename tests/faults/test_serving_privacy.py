@@ -54,7 +54,7 @@ def scraped(served: Served) -> str:
 
 def test_fault_33_no_canary_in_logs(after_canaries: Served) -> None:
     files = list((after_canaries.data_folder / "logs").iterdir())
-    assert len(files) == 6
+    assert {path.stem for path in files} >= {"ingress", "desk", "planning", "registration", "synthesis", "inpainting"}
     written = "".join(path.read_text(encoding="utf-8") for path in files)
     assert '"route": "/v1/cases/{case_id}"' in written
     for word in (CANARY, quote(CANARY), "Nightingale"):

@@ -17,12 +17,19 @@ from starlette.types import ASGIApp
 
 from hepalign_serve import sites
 from hepalign_serve.api import create_app
+from hepalign_serve.rates import Rates
 from hepalign_serve.run import prepare
 from hepalign_serve.settings import Limits, Settings
 
 
 class SilentDesk:
-    """Accepts every line; no release is warm."""
+    """Accepts every line and counts as the desk does; no release is warm."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._rates = Rates(limits)
+
+    async def admit(self, site: str) -> bool:
+        return self._rates.admit(site)
 
     async def record(self, **line: str) -> None: ...
 
@@ -37,7 +44,7 @@ def application(folder: Path, **limits: int) -> tuple[ASGIApp, str]:
     records = prepare(made)
     token = sites.add_site(records, "clinic")
     records.engine.dispose()
-    return create_app(made, SilentDesk()), token
+    return create_app(made, SilentDesk(made.limits)), token
 
 
 def caller(app: ASGIApp, token: str) -> Callable[..., httpx2.Response]:
@@ -90,8 +97,10 @@ def test_fault_73_disk_full_in_an_upload(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_answers_forbid_framing_sniffing_and_keeping(tmp_path: Path) -> None:
     call = caller(*application(tmp_path))
-    for path in ("/", "/v1/cases", "/nothing"):
-        headers = call("GET", path).headers
+    for path, status in (("/", 200), ("/v1/cases", 200), ("/nothing", 404)):
+        answer = call("GET", path)
+        assert answer.status_code == status
+        headers = answer.headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]

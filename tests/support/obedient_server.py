@@ -6,12 +6,17 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from hepalign.inference.pair import Levels
+from hepalign.nets.regnet import Velocities
 from hepalign_serve.pipeline import HepalignPipeline
 from hepalign_serve.run import serving
-from hepalign_serve.settings import Lane, Limits, Settings
+from hepalign_serve.settings import Settings
 
 
 class ObedientPipeline(HepalignPipeline):
@@ -26,17 +31,26 @@ class ObedientPipeline(HepalignPipeline):
         return super().plan(bundle, task, synthesise, progress)
 
     def guide(self, bundle: Any, task: Any, inpaint: Any, progress: Any) -> dict[str, Any]:
-        self._obey("guide")
-        return super().guide(bundle, task, inpaint, progress)
+        order = self._obey("guide")
+        if order not in ("network fails", "refinement fails too"):
+            return super().guide(bundle, task, inpaint, progress)
+        refine = Levels.refine
+        try:
+            if order == "refinement fails too":
+                Levels.refine = not_finite  # type: ignore[method-assign]
+            failing = replace(bundle, networks={**bundle.networks, "registration": Failing()})
+            return super().guide(failing, task, inpaint, progress)
+        finally:
+            Levels.refine = refine  # type: ignore[method-assign]
 
     def inpaint(self, bundle: Any, *volumes: Any) -> Any:
         self._obey("inpaint")
         return super().inpaint(bundle, *volumes)
 
-    def _obey(self, step: str) -> None:
+    def _obey(self, step: str) -> str:
         order = self._control / step
         if not order.exists():
-            return
+            return ""
         told = json.loads(order.read_text(encoding="utf-8"))
         if told["times"] <= 1:
             order.unlink()
@@ -52,25 +66,45 @@ class ObedientPipeline(HepalignPipeline):
             raise OSError(28, "No space left on device")
         elif told["do"] == "bug":
             raise ZeroDivisionError("canary-in-a-bug")
+        return str(told["do"])
+
+
+class Failing(torch.nn.Module):
+    """A registration network whose velocities are not finite."""
+
+    def from_features(self, inputs: torch.Tensor) -> Velocities:
+        nothing = torch.full((1, 3, *inputs.shape[2:]), torch.nan)
+        return Velocities(nothing, nothing)
+
+
+def not_finite(self: Levels, residual: torch.Tensor, deadline: float | None) -> torch.Tensor:
+    return residual * torch.nan
 
 
 def main(folder: Path) -> None:
-    settings = Settings(
-        port=0,
-        data_folder=folder / "data",
-        release=str(folder / "release"),
-        unjudged_release=True,
-        release_poll_s=0.5,
-        ray_cpus=4,
-        plan=Lane(deadline_s=60, attempts=3),
-        guide=Lane(deadline_s=30, attempts=2),
-        limits=Limits(
-            upload_bytes=8 * 2**20, stall_s=1.5, requests_per_minute=100_000, queued_jobs=6, site_queued_jobs=4
-        ),
-    )
+    told: dict[str, Any] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    defaults: dict[str, Any] = {
+        "port": 0,
+        "data_folder": folder / "data",
+        "release": str(folder / "release"),
+        "unjudged_release": True,
+        "release_poll_s": 0.5,
+        "housekeeping_s": 1,
+        "ray_cpus": 4,
+        "plan": {"deadline_s": 60, "attempts": 3},
+        "guide": {"deadline_s": 30, "attempts": 2},
+        "limits": {
+            "upload_bytes": 8 * 2**20,
+            "stall_s": 1.5,
+            "requests_per_minute": 100_000,
+            "queued_jobs": 6,
+            "site_queued_jobs": 4,
+        },
+    }
+    settings = Settings.model_validate(defaults | told)
     with serving(settings, pipeline=ObedientPipeline(folder / "control")) as server:
-        told = {"url": server.url, "token": server.token, "settings": server.settings.model_dump(mode="json")}
-        print(json.dumps(told), flush=True)
+        started = {"url": server.url, "token": server.token, "settings": server.settings.model_dump(mode="json")}
+        print(json.dumps(started), flush=True)
         sys.stdin.read()
 
 

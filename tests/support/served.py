@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import jwt
 import numpy as np
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from hepalign.image.geometry import Geometry
 from hepalign.image.nifti import write_nifti
@@ -25,6 +33,48 @@ from hepalign_serve.settings import Settings
 
 SHAPE = (40, 40, 32)
 OTHER_SITE = "other"
+
+
+class Spans:
+    """An OpenTelemetry collector on loopback that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        kept: list[Span] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                sent = self.rfile.read(int(self.headers["content-length"]))
+                body = gzip.decompress(sent) if self.headers.get("content-encoding") == "gzip" else sent
+                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                    kept.extend(span for scope in resource.scope_spans for span in scope.spans)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.kept = kept
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Issuer:
+    """An identity provider's key, and the settings that trust it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        form = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        (folder / "issuer.pem").write_bytes(self._key.public_key().public_bytes(*form))
+        self.settings = {"issuer": "idp", "audience": "hepalign", "public_key_file": str(folder / "issuer.pem")}
+
+    def token(self, site: str, *, key: Any = "", algorithm: str = "ES256", **other: Any) -> str:
+        """A JWT for a site, with any claim overwritten."""
+        claims = {"iss": "idp", "aud": "hepalign", "exp": time.time() + 60, "hepalign_site": site} | other
+        return jwt.encode(claims, self._key if key == "" else key, algorithm=algorithm)
 
 
 @dataclass
@@ -39,6 +89,8 @@ class Served:
     images: Mapping[str, Path]
     other_token: str
     release: Path
+    spans: Spans
+    issuer: Issuer
     _plans: list[str] = field(default_factory=list)
 
     @property
@@ -131,13 +183,23 @@ def in_background(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 @contextmanager
-def boot(folder: Path) -> Iterator[Served]:
-    """Boots the server in its own process, with everything in `folder`, and ends it with the block."""
+def boot(folder: Path, **settings_told: Any) -> Iterator[Served]:
+    """Boots the server in its own process, with everything in `folder`, and ends it with the block.
+
+    Args:
+        folder: a second boot in the same one finds the first one's data.
+        settings_told: settings beside those of `obedient_server`.
+    """
     from hepalign.inference.untrained import make_untrained_bundle
 
-    (folder / "control").mkdir()
-    release = make_untrained_bundle(folder / "release")
-    images = phantom_files(folder / "images")
+    if not (folder / "control").exists():
+        (folder / "control").mkdir()
+        make_untrained_bundle(folder / "release")
+        phantom_files(folder / "images")
+    release, images = folder / "release", {path.name[:-7]: path for path in (folder / "images").iterdir()}
+    spans, issuer = Spans(), Issuer(folder)
+    told = {"traces": spans.address, "oidc": issuer.settings} | settings_told
+    (folder / "settings.json").write_text(json.dumps(told), encoding="utf-8")
     command = [sys.executable, str(Path(__file__).with_name("obedient_server.py")), str(folder)]
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -149,10 +211,14 @@ def boot(folder: Path) -> Iterator[Served]:
         told = json.loads(ready)
         settings = Settings.model_validate(told["settings"])
         records = Records(settings.database)
-        other = sites.add_site(records, OTHER_SITE)
+        known = OTHER_SITE in [entry["site"] for entry in sites.list_sites(records)]
+        other = sites.rotate(records, OTHER_SITE) if known else sites.add_site(records, OTHER_SITE)
         records.engine.dispose()
-        yield Served(told["url"], told["token"], settings, process.pid, folder / "control", images, other, release)
+        yield Served(
+            told["url"], told["token"], settings, process.pid, folder / "control", images, other, release, spans, issuer
+        )
     finally:
+        spans.close()
         process.stdin.close()
         process.wait(60)
 
@@ -179,7 +245,7 @@ def replicas(served: Served, name: str) -> list[int]:
 
 
 def phantom_files(folder: Path) -> dict[str, Path]:
-    """A small phantom case's images by HTTP role."""
+    """A small phantom case's images by HTTP role, each in a file of its name."""
     from hepalign.cases.phantom.make import make_case
 
     folder.mkdir()

@@ -160,11 +160,12 @@ class Shelf:
 
     Args:
         folder: the working folder.
-        url: where the files are kept; None: the folder is all there is.
+        url: where the files are kept, `s3://bucket/prefix`; empty: the folder is all there is.
     """
 
-    def __init__(self, folder: Path, url: s3.S3Url | None = None) -> None:
-        self.folder, self.url = folder, url
+    def __init__(self, folder: Path, url: str = "") -> None:
+        self.folder = folder
+        self.url = s3.S3Url.parse(url) if url else None
 
     def keep(self, key: str) -> None:
         """Makes a file of the folder lasting; errors as `s3.named_errors`."""
