@@ -1,0 +1,89 @@
+"""What of a DICOM source goes into what is made from it: the patient and the study, its frame, its instances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydicom import DataElement, Dataset
+from pydicom.uid import generate_uid
+
+from hepalign.image.dicom import DicomSeries
+
+NOTICE = "RESEARCH USE ONLY"
+MANUFACTURER, MODEL = "Hepalign", "hepalign"
+_PATIENT = (
+    "PatientName", "PatientID", "IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence", "TypeOfPatientID",
+    "PatientBirthDate", "PatientBirthTime", "PatientSex", "OtherPatientIDsSequence", "OtherPatientNames",
+    "PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence",
+)  # fmt: skip
+_STUDY = (
+    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "IssuerOfAccessionNumberSequence",
+    "ReferringPhysicianName", "StudyDescription", "ProcedureCodeSequence", "PatientAge", "PatientSize", "PatientWeight",
+)  # fmt: skip
+# The patient and general study modules' attributes that must be there, if only empty.
+_TYPE_2 = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+           "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+_FRAME = ("FrameOfReferenceUID", "PositionReferenceIndicator", "PatientPosition", "SeriesInstanceUID")
+# What a status puts before every description: a PACS shows it in its list of series.
+_WARNED = {"accept": "", "review": "REVIEW - "}
+_REJECTED = "REJECTED: DO NOT USE - "
+
+
+def kept(series: DicomSeries) -> Dataset:
+    """What serving keeps of a series, to be sealed: whose it is, and which instances its slices are."""
+    first, source = series.headers[0], Dataset()
+    for keyword in ("SpecificCharacterSet", *_PATIENT, *_STUDY, *_FRAME):
+        _copy(first, source, keyword)
+    # An anonymiser may have emptied it; what goes back from one series still belongs into one study.
+    if not source.get("StudyInstanceUID"):
+        source.StudyInstanceUID = generate_uid(prefix=None, entropy_srcs=[series.identity.series])
+    source.SourceImageSequence = [_reference(header) for header in series.headers]
+    return source
+
+
+def patient_and_study(source: Dataset) -> Dataset:
+    """The modules by which a PACS files, as they came; what must be there and is not, empty."""
+    made = Dataset()
+    for keyword in ("SpecificCharacterSet", *_PATIENT, *_STUDY):
+        _copy(source, made, keyword)
+    for keyword in _TYPE_2:
+        if keyword not in made:
+            setattr(made, keyword, "")
+    return made
+
+
+def instances(source: Dataset, slices: int) -> list[Dataset]:
+    """References to the source's instances, one a slice; none where they are not one a slice (multi-frame)."""
+    found = list(source.SourceImageSequence)
+    whole = len(found) == slices and all(item.ReferencedSOPInstanceUID for item in found)
+    return found if whole else []
+
+
+def described(label: str, result: Mapping[str, Any]) -> str:
+    """A series' description, at most 64 characters: a reject never looks like an accept."""
+    return f"{warned(result)}{label} - {NOTICE}"
+
+
+def warned(result: Mapping[str, Any]) -> str:
+    """What the result's status puts before its name; no status is no accept."""
+    return _WARNED.get(result.get("quality", {}).get("status", ""), _REJECTED)
+
+
+def release_name(result: Mapping[str, Any]) -> str:
+    """The release that made a result."""
+    release = result.get("release", {})
+    return f"{release.get('name', '')} {release.get('version', '')}".strip() or "unknown"
+
+
+def _copy(source: Dataset, target: Dataset, keyword: str) -> None:
+    if keyword in source:
+        element: DataElement = source[keyword]
+        target.add(element)
+
+
+def _reference(header: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = header.get("SOPClassUID", "")
+    item.ReferencedSOPInstanceUID = header.get("SOPInstanceUID", "")
+    return item
