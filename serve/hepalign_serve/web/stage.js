@@ -1,5 +1,6 @@
 // The images: the iCT below, one layer above it on a canvas of its own, so that blend and swipe are the page's;
 // the contours on a third, so that neither fades or hides them.
+import { Contours, LIVER, SYNTHETIC, TUMOUR, tileOf } from "/viewer/contours.js";
 import { DRAG_MODE, NVImage, Niivue, SLICE_TYPE } from "/viewer/vendor/niivue-0.69.0.js";
 
 const PLANES = {
@@ -10,21 +11,10 @@ const COLOURS = {
   "layer-gray": { R: [0, 255], G: [0, 255], B: [0, 255], ...OPAQUE },
   "layer-warm": { R: [0, 255, 255], G: [0, 128, 255], B: [0, 0, 180], A: [255, 255, 255], I: [0, 128, 255] },
 };
-// What the contours mean, in the order of their values in the bitmap.
-export const LIVER = 1, SYNTHETIC = 2, TUMOUR = 3;
-const CONTOURS = {
-  R: [0, 60, 0, 255], G: [0, 220, 229, 64], B: [0, 90, 255, 255], A: [0, 255, 255, 255],
-  labels: ["", "liver", "synthetic", "tumour"],
-};
-// NiiVue draws a rim only where there is some fill.
-const FILL = 0.01;
-
-const FOLLOWING = { backColor: [0, 0, 0, 0], interactive: false };
-
 export class Stage {
   #below = viewOf();
-  #above = viewOf({ ...FOLLOWING, crosshairWidth: 0 });
-  #lines = viewOf(FOLLOWING);
+  #above = viewOf({ backColor: [0, 0, 0, 0], crosshairWidth: 0, interactive: false });
+  #lines;
   #tiles;
   #mix = { mode: "blend", share: 0.5 };
   #layer = null;
@@ -33,6 +23,7 @@ export class Stage {
   constructor({ below, above, lines, tiles }, onMove) {
     this.#tiles = tiles;
     this.canvases = { below, above, lines };
+    this.#lines = new Contours(lines, this.#below);
     this.#below.onLocationChange = () => onMove(this.here());
     const draw = this.#below.drawScene.bind(this.#below);
     // NiiVue's own yoking follows the focus; here the upper view always follows the lower one.
@@ -46,10 +37,7 @@ export class Stage {
   async open() {
     await this.#below.attachToCanvas(this.canvases.below, true);
     await this.#above.attachToCanvas(this.canvases.above, true);
-    await this.#lines.attachToCanvas(this.canvases.lines, true);
     for (const [name, colours] of Object.entries(COLOURS)) this.#above.addColormap(name, colours);
-    this.#lines.setDrawColormap(CONTOURS);
-    this.#lines.drawRimOpacity = 1;
   }
 
   /** The image below; the one above is laid on the same grid. */
@@ -82,25 +70,18 @@ export class Stage {
   /** Liver, tumours and synthetic voxels; returns where each tumour lies. */
   async outline(labels, names, synthetic) {
     const [carried, hole] = [labels && (await read(labels, "gray")), synthetic && (await read(synthetic, "gray"))];
-    const bitmap = carried ?? hole;
-    this.#lines.closeDrawing();
-    this.canvases.lines.hidden = !bitmap;
-    if (!bitmap) return {};
-    const places = carried ? centres(carried, names) : {};
-    const values = new Uint8Array(bitmap.img.length);
-    for (let n = 0; n < values.length; n += 1) {
-      const name = carried ? names[carried.img[n]] : undefined;
-      if (name?.startsWith("tumour")) values[n] = TUMOUR;
-      else if (hole && hole.img[n] > 0) values[n] = SYNTHETIC;
-      else if (name) values[n] = LIVER;
-    }
-    bitmap.img = values;
-    bitmap.opacity = 0;
-    this.#put(this.#lines, [bitmap]);
-    this.#lines.loadDrawing(bitmap);
-    this.#lines.setDrawOpacity(FILL);
-    this.#draw();
-    return places;
+    const grid = carried ?? hole;
+    if (!grid) this.#lines.set(null);
+    if (!grid) return {};
+    const [values, holes] = [carried?.img2RAS(), hole?.img2RAS()];
+    const classes = Uint8Array.from(values ?? holes, (value, n) => {
+      const name = values ? names[value] : undefined;
+      if (name?.startsWith("tumour")) return TUMOUR;
+      if (holes?.[n] > 0) return SYNTHETIC;
+      return name ? LIVER : 0;
+    });
+    this.#lines.set(classes, grid.dimsRAS.slice(1, 4));
+    return carried ? centres(carried, names) : {};
   }
 
   contours(shown) {
@@ -108,7 +89,7 @@ export class Stage {
   }
 
   plane(name) {
-    for (const view of [this.#below, this.#above, this.#lines]) view.setSliceType(PLANES[name]);
+    for (const view of [this.#below, this.#above]) view.setSliceType(PLANES[name]);
     this.#draw();
   }
 
@@ -163,11 +144,12 @@ export class Stage {
   }
 
   #follow() {
-    for (const view of [this.#above, this.#lines].filter((one) => one.volumes.length)) {
-      view.scene.crosshairPos = [...this.#below.scene.crosshairPos];
-      view.scene.pan2Dxyzmm = [...this.#below.scene.pan2Dxyzmm];
-      view.drawScene();
+    if (this.#above.volumes.length) {
+      this.#above.scene.crosshairPos = [...this.#below.scene.crosshairPos];
+      this.#above.scene.pan2Dxyzmm = [...this.#below.scene.pan2Dxyzmm];
+      this.#above.drawScene();
     }
+    this.#lines.draw();
     this.#place();
   }
 
@@ -177,8 +159,8 @@ export class Stage {
     const canvas = this.canvases.above;
     const swipes = mode === "swipe";
     canvas.style.opacity = swipes ? "1" : String(share);
-    const tiles = this.#below.screenSlices.map((slice) => slice.leftTopWidthHeight);
-    const lines = tiles.map(([left, top, width, height]) => [left + width * (1 - share), top, left + width, top + height]);
+    const lines = this.#below.screenSlices.map(tileOf).map(({ left, top, width, height }) =>
+      [left + Math.round(width * (1 - share)), top, left + width, top + height]);
     const shown = lines.map(([x, top, right, bottom]) => `M${x} ${top}H${right}V${bottom}H${x}Z`).join("");
     canvas.style.clipPath = swipes && shown ? `path("${shown}")` : "none";
     this.#tiles.replaceChildren(...(swipes ? lines : []).map(([x, top, , bottom]) => line(x, top, bottom)));
