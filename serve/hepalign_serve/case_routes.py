@@ -143,7 +143,9 @@ async def artifact(
     found = await context.reading(lambda session: _artifact(session, case_id, name, job))
     path = await _fetched(context, found.path)
     if as_format is None:
-        return FileResponse(path, filename=found.name, headers={"ETag": f'"{found.sha256}"'})
+        status = await context.reading(lambda session: _status(session, found.job_id))
+        shown = f"REJECTED-{found.name}" if status == "reject" else found.name
+        return FileResponse(path, filename=shown, headers={"ETag": f'"{found.sha256}"', "Hepalign-Quality": status})
     sealed, result = await context.reading(lambda session: _dicom_context(session, found))
     packed = await context.storing(lambda: _as_dicom(context, path, sealed, result))
     disposition = {"Content-Disposition": f'attachment; filename="{found.name.partition(".")[0]}.zip"'}
@@ -160,6 +162,12 @@ def _image_path(session: Session, case_id: str, role: str, job_id: str | None) -
     if found is None:
         raise not_found()
     return str(found)
+
+
+def _status(session: Session, job_id: str) -> str:
+    """The verdict on the job that left an artifact: a file that is passed on must not lose it."""
+    job = session.get_one(Job, job_id)
+    return str((job.result or {}).get("quality", {}).get("status", "unknown"))
 
 
 async def _fetched(context: Context, key: str) -> Path:
