@@ -5,8 +5,11 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
+import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from hepalign.image.volume import Volume
@@ -45,6 +48,33 @@ def write_dicom(volume: Volume, folder: Path, *, modality: str = "CT", patient_i
         header.PixelData = plane.tobytes()
         header.save_as(folder / f"{PATIENT_NAME}-{k:03d}.dcm", enforce_file_format=True)
     return folder
+
+
+def write_segmentation(series: Path, mask: Volume, path: Path, label: str) -> Path:
+    """A SEG over a series of `write_dicom`; the mask lies on the volume's grid."""
+    images = sorted((pydicom.dcmread(file) for file in series.iterdir()), key=lambda image: int(image.InstanceNumber))
+    for image in images:
+        image.PatientSex = image.StudyDate = image.StudyTime = image.AccessionNumber = image.StudyID = ""
+        image.ReferringPhysicianName = image.PositionReferenceIndicator = ""
+    described = hd.seg.SegmentDescription(
+        1, label, codes.SCT.Organ, codes.SCT.Organ, hd.seg.SegmentAlgorithmTypeValues.MANUAL
+    )
+    made = hd.seg.Segmentation(
+        images,
+        np.ascontiguousarray(mask.as_mask().transpose(2, 1, 0)).astype(np.uint8),
+        hd.seg.SegmentationTypeValues.BINARY,
+        [described],
+        series_instance_uid=generate_uid(),
+        series_number=3,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="m",
+        manufacturer_model_name="n",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    made.save_as(path)
+    return path
 
 
 def zipped(folder: Path, path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hepalign.cli.command import Answer, command
-from hepalign.cli.parsing import existing, parse_labels, parse_role_files, parse_shape
+from hepalign.cli.parsing import existing, parse_labels, parse_role_files, parse_role_numbers, parse_shape
 from hepalign.cli.progress import Steps
 from hepalign.errors import EXIT_BAD_DATA
 
@@ -39,6 +39,15 @@ Cases = Annotated[int, typer.Option(min=1, help="How many cases.")]
 Seed = Annotated[int, typer.Option(help="The first case's seed; the same seed gives the same case.")]
 Shape = Annotated[str, typer.Option(help="Voxels of the CT grid.")]
 Spacing = Annotated[float, typer.Option(min=0.5, max=10.0, help="Isotropic spacing in mm.")]
+ImportShape = Annotated[str, typer.Option("--shape", help="Voxels of the cohort's grid.")]
+ImportSpacing = Annotated[
+    float | None,
+    typer.Option("--spacing", min=0.3, max=10.0, help="Isotropic spacing in mm; fits the body by default."),
+]
+HeaderForm = Annotated[Orientation, typer.Option("--orientation", help="Which form of a NIfTI header counts.")]
+DropLocalizers = Annotated[bool, typer.Option("--drop-localizers", help="Leave localizers out.")]
+ResampleTilt = Annotated[bool, typer.Option("--resample-tilt", help="Straighten a tilted gantry.")]
+N4 = Annotated[bool, typer.Option("--n4", help="Take the coil's shading out of the pMR; it is kept as pmr_bias.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes side by side.")]
 
 
@@ -104,14 +113,18 @@ def import_(
     pct: Annotated[str | None, typer.Option(help="Pre-procedural CT.")] = None,
     ict: Annotated[str | None, typer.Option(help="Intra-procedural CT.")] = None,
     probe_mask: Annotated[str | None, typer.Option(help="Coarse probe mask: NIfTI, or JSON box or polygon.")] = None,
-    label: Annotated[list[str], typer.Option(help="ROLE:liver=FILE or ROLE:tumour=FILE; may be repeated.")] = [],  # noqa: B006
+    label: Annotated[
+        list[str], typer.Option(help="ROLE:liver=FILE or ROLE:tumour=FILE (NIfTI or SEG); may be repeated.")
+    ] = [],  # noqa: B006
     landmarks: Annotated[list[str], typer.Option(help="ROLE=CSV (name,x,y,z; mm, RAS); may be repeated.")] = [],  # noqa: B006
     patient: Annotated[str | None, typer.Option(help="A pseudonymous patient id; the case's id by default.")] = None,
-    shape: Annotated[str, typer.Option(help="Voxels of the cohort's grid.")] = "256,256,128",
-    spacing: Annotated[float | None, typer.Option(help="Isotropic spacing in mm; fits the body by default.")] = None,
-    orientation: Annotated[Orientation, typer.Option(help="Which form of a NIfTI header counts.")] = Orientation.AUTO,
-    drop_localizers: Annotated[bool, typer.Option("--drop-localizers", help="Leave localizers out.")] = False,
-    resample_tilt: Annotated[bool, typer.Option("--resample-tilt", help="Straighten a tilted gantry.")] = False,
+    series: Annotated[list[str], typer.Option(help="ROLE=N: which of several DICOM series; may be repeated.")] = [],  # noqa: B006
+    shape: ImportShape = "256,256,128",
+    spacing: ImportSpacing = None,
+    orientation: HeaderForm = Orientation.AUTO,
+    drop_localizers: DropLocalizers = False,
+    resample_tilt: ResampleTilt = False,
+    n4: N4 = False,
 ) -> Answer:
     """Import one patient's images (NIfTI, DICOM folder, DICOM zip or s3://) into a cohort, de-identified."""
     voxels = parse_shape(shape)
@@ -131,6 +144,8 @@ def import_(
         orientation=orientation.value,
         drop_localizers=drop_localizers,
         resample_tilt=resample_tilt,
+        n4=n4,
+        series=parse_role_numbers(series),
     )
     warnings = list(imported.warnings)
     text = "\n".join([f"{case} imported into {out}", *(f"warning: {w}" for w in warnings)])
@@ -141,8 +156,12 @@ def import_(
 def import_table(
     table: Annotated[Path, typer.Argument(help="CSV, a row a case: case, patient, pmr, pct, ict, probe_mask …")],
     out: Out,
-    shape: Annotated[str, typer.Option(help="Voxels of the cohort's grid.")] = "256,256,128",
-    spacing: Annotated[float | None, typer.Option(help="Isotropic spacing in mm; fits the body by default.")] = None,
+    shape: ImportShape = "256,256,128",
+    spacing: ImportSpacing = None,
+    orientation: HeaderForm = Orientation.AUTO,
+    drop_localizers: DropLocalizers = False,
+    resample_tilt: ResampleTilt = False,
+    n4: N4 = False,
     seed: Annotated[int, typer.Option(help="Which of the possible splits.")] = 0,
 ) -> Answer:
     """Import many patients; a bad row is told and the others go on. A second run takes up the rest."""
@@ -150,7 +169,7 @@ def import_table(
     from hepalign.cases.sources import table as tables
     from hepalign.cases.sources.importing import ImportSettings
 
-    settings = ImportSettings(shape=voxels, spacing_mm=spacing)
+    settings = ImportSettings(voxels, spacing, orientation.value, drop_localizers, resample_tilt, n4)
     done = tables.import_table(out, existing(table), settings=settings, seed=seed, progress=Steps("import"))
     text = f"{len(done.imported)} cases in {out}"
     return _with_findings({"cohort": out, "cases": len(done.imported)}, done.findings, text)

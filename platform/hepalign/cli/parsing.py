@@ -25,9 +25,11 @@ def parse_labels(words: list[str]) -> dict[str, str]:
     for word in words:
         name, equals, path = word.partition("=")
         role, colon, structure = name.partition(":")
-        if not (equals and colon and path) or role not in ROLES or structure not in ("liver", "tumour"):
+        known = structure in ("liver", "tumour") or (role, structure) == ("ict", "ablation")
+        if not (equals and colon and path) or role not in ROLES or not known:
             raise UsageError(
-                f"a label is ROLE:STRUCTURE=FILE with ROLE pmr, pct or ict and STRUCTURE liver or tumour, not {word!r}",
+                "a label is ROLE:STRUCTURE=FILE with ROLE pmr, pct or ict and STRUCTURE liver or tumour "
+                f"(ablation, too, for ict), not {word!r}",
                 code="usage",
             )
         labels[f"{role}_{structure}"] = path
@@ -43,6 +45,14 @@ def parse_role_files(words: list[str]) -> dict[str, str]:
             raise UsageError(f"expected ROLE=FILE with ROLE pmr, pct or ict, not {word!r}", code="usage")
         files[role] = path
     return files
+
+
+def parse_role_numbers(words: list[str]) -> dict[str, int]:
+    """`pct=2` words to `{"pct": 2}`."""
+    numbers = parse_role_files(words)
+    if not all(word.isdecimal() for word in numbers.values()):
+        raise UsageError("expected ROLE=N, the number of a series as the refusal lists them", code="usage")
+    return {role: int(word) for role, word in numbers.items()}
 
 
 def existing(path: str | Path) -> Path:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
 
-from hepalign.errors import BadInputError, UsageError
-from hepalign.image import archive
-from hepalign.image.dicom_bytes import PREAMBLE_BYTES, check_bytes, is_dicom
+from hepalign.errors import BadInputError
+from hepalign.image.dicom_files import image_objects
+from hepalign.image.dicom_listing import chosen_series, series_of, several_series
 from hepalign.image.dicom_pixels import read_pixels
 from hepalign.image.dicom_planes import Plane, grid_of, sorted_planes, tilt_of, upright
 from hepalign.image.nifti_header import MAX_SHEAR, MAX_VOXEL_BYTES, check_grid
@@ -24,12 +21,6 @@ from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 
 MODALITIES = ("CT", "MR")
-# Objects that travel with images and hold none: directory, reports, structures, segmentations, presentation states.
-_COMPANIONS = ("", "SR", "KO", "PR", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "DOC", "FID", "AU")
-_USED = (
-    "SOPInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "PatientID", "PatientName", "StudyInstanceUID",
-    "SeriesInstanceUID", "FrameOfReferenceUID", "BurnedInAnnotation", "ImageType", "PixelData",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,12 +54,13 @@ def read_series(
     *,
     name: str | None = None,
     report: list[str] | None = None,
+    series: int | None = None,
     drop_localizers: bool = False,
     resample_tilt: bool = False,
 ) -> Volume:
     """The volume of `load_series`."""
     return load_series(
-        source, name=name, report=report, drop_localizers=drop_localizers, resample_tilt=resample_tilt
+        source, name=name, report=report, series=series, drop_localizers=drop_localizers, resample_tilt=resample_tilt
     ).volume
 
 
@@ -77,6 +69,7 @@ def load_series(
     *,
     name: str | None = None,
     report: list[str] | None = None,
+    series: int | None = None,
     drop_localizers: bool = False,
     resample_tilt: bool = False,
 ) -> DicomSeries:
@@ -86,11 +79,12 @@ def load_series(
         source: a folder, a zip, or one multi-frame file.
         name: what to call it in messages; the source's base name by default. Names of files inside are never told.
         report: warnings about the data are appended here.
+        series: which of several series, by the number that `list_series` gives it; without one, several are refused.
         drop_localizers: leave localizer images out instead of refusing the series.
         resample_tilt: put a scan with a tilted gantry onto a grid with right angles instead of refusing it.
 
     Raises:
-        UsageError: `no_such_file`.
+        UsageError: `no_such_file`, `no_such_series`.
         BadInputError: those of `check_bytes` and `read_members`; `no_images`, `unsupported_modality`,
             `mixed_patients`, `mixed_series`, `mixed_frames`, `mixed_geometry`, `duplicate_instance` (409),
             `burned_in_annotation`, `localizer`, `missing_geometry`, `too_few_slices`, `duplicate_position`,
@@ -101,7 +95,7 @@ def load_series(
     name = source.name if name is None else name
     warnings = [] if report is None else report
     with pydicom_config.disable_value_validation():
-        headers = _images(source, name, warnings)
+        headers = _images(source, name, warnings, series)
         identity = _identity(headers, name)
         planes = sorted_planes(headers, name, warnings, drop_localizers)
         sheared = grid_of(planes, name, allow_tilt=resample_tilt)
@@ -125,20 +119,21 @@ def series_identity(source: Path | str, *, name: str | None = None) -> SeriesIde
     source = Path(source)
     name = source.name if name is None else name
     with pydicom_config.disable_value_validation():
-        return _identity(_images(source, name, []), name)
+        return _identity(_images(source, name, [], None), name)
 
 
-def _images(source: Path, name: str, warnings: list[str]) -> list[Dataset]:
-    """The image objects of a source, each once; what accompanies images is left out with a warning."""
+def _images(source: Path, name: str, warnings: list[str], series: int | None) -> list[Dataset]:
+    """The image objects of one series, each once; what accompanies images is left out with a warning."""
     images: dict[str, tuple[bytes, Dataset]] = {}
-    skipped = duplicates = total = 0
-    for number, content in enumerate(_contents(source, name), start=1):
-        if not is_dicom(content[:132]):
-            skipped += 1
-            continue
-        dataset = _parse(content, f"{name} (file {number})")
-        if str(dataset.get("Modality", "")) in _COMPANIONS or "Rows" not in dataset:
-            skipped += 1
+    skipped: list[int] = []
+    duplicates = total = 0
+    wanted = None if series is None else chosen_series(source, name, series)
+    for dataset, content in image_objects(source, name, skipped):
+        if wanted is None:
+            wanted = series_of(dataset)
+        elif series is None and series_of(dataset) != wanted:
+            raise several_series(source, name)
+        elif series_of(dataset) != wanted:
             continue
         total += len(content)
         if total > MAX_VOXEL_BYTES:
@@ -156,44 +151,8 @@ def _images(source: Path, name: str, warnings: list[str]) -> list[Dataset]:
     if duplicates:
         warnings.append(f"{name}: {duplicates} images came twice; each is used once")
     if skipped:
-        warnings.append(f"{name}: {skipped} files that are no images were left out")
+        warnings.append(f"{name}: {len(skipped)} files that are no images were left out")
     return [dataset for _, dataset in images.values()]
-
-
-def _contents(source: Path, name: str) -> Iterator[bytes]:
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.is_file():
-                yield _content(path, name)
-    elif not source.is_file():
-        raise UsageError(f"{name}: there is no such file or folder", code="no_such_file")
-    elif archive.is_zip(source):
-        yield from archive.read_members(source, name)
-    else:
-        yield _content(source, name)
-
-
-def _content(path: Path, name: str) -> bytes:
-    """A DICOM file whole; of another file (viewers travel on export discs) only the start."""
-    with path.open("rb") as file:
-        start = file.read(PREAMBLE_BYTES + 4)
-        if not is_dicom(start):
-            return start
-        if path.stat().st_size > MAX_VOXEL_BYTES:
-            raise BadInputError(f"{name}: more than {MAX_VOXEL_BYTES >> 20} MiB", code="too_large", status=413)
-        return start + file.read()
-
-
-def _parse(content: bytes, name: str) -> Dataset:
-    check_bytes(content, name)
-    try:
-        dataset = pydicom.dcmread(BytesIO(content))
-        # pydicom converts a value when it is first asked for: ask here.
-        for keyword in _USED:
-            dataset.get(keyword)
-    except Exception:  # noqa: BLE001  pydicom raises whatever the bytes led it to, and may quote them: no cause is kept
-        raise BadInputError(f"{name}: a DICOM file that cannot be parsed", code="bad_dicom") from None
-    return dataset
 
 
 def _identity(headers: list[Dataset], name: str) -> SeriesIdentity:

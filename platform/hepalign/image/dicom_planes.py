@@ -17,7 +17,8 @@ from hepalign.image.nifti_header import MAX_SHEAR
 POSITION_TOLERANCE_MM = 0.15
 # Orientations that differ by more than this (in their cosines) are two scans.
 ORIENTATION_TOLERANCE = 1e-3
-_RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# World axes of DICOM (LPS) to ours and back.
+RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +152,7 @@ def grid_of(planes: list[Plane], name: str, *, allow_tilt: bool) -> Geometry:
     affine[:3, 1] = first.cosines[3:] * first.spacing[0]
     affine[:3, 2] = step if tilt > MAX_SHEAR else first.normal * (heights[-1] - heights[0]) / (count - 1)
     affine[:3, 3] = first.position
-    return Geometry((first.shape[1], first.shape[0], count), _RAS_LPS @ affine)
+    return Geometry((first.shape[1], first.shape[0], count), RAS_LPS @ affine)
 
 
 def _check_even(heights: NDArray[np.float64], name: str) -> None:

@@ -19,6 +19,7 @@ def read_volume(
     name: str | None = None,
     orientation: Orientation = "auto",
     report: list[str] | None = None,
+    series: int | None = None,
     drop_localizers: bool = False,
     resample_tilt: bool = False,
 ) -> Volume:
@@ -29,7 +30,7 @@ def read_volume(
         name: what to call it in messages (a role, say); its base name by default.
         orientation: see `read_nifti`.
         report: warnings about the data are appended here.
-        drop_localizers, resample_tilt: see `load_series`.
+        series, drop_localizers, resample_tilt: see `load_series`.
 
     Raises:
         UsageError: `no_such_file`.
@@ -40,7 +41,14 @@ def read_volume(
     if not path.exists():
         raise UsageError(f"{name}: there is no such file or folder", code="no_such_file")
     if holds_dicom(path):
-        return read_series(path, name=name, report=report, drop_localizers=drop_localizers, resample_tilt=resample_tilt)
+        return read_series(
+            path,
+            name=name,
+            report=report,
+            series=series,
+            drop_localizers=drop_localizers,
+            resample_tilt=resample_tilt,
+        )
     return read_nifti(path, name=name, orientation=orientation)
 
 

@@ -19,8 +19,10 @@ from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
 
 Mode = Literal["linear", "nearest"]
-# Coordinates are made for this many voxels at a time, so that memory stays with the images.
-CHUNK_VOXELS = 1 << 20
+# Coordinates are made for this many voxels at a time: they stay in the cache, and memory with the images.
+CHUNK_VOXELS = 1 << 18
+# Fewer are read sooner than threads are woken.
+PARALLEL_VOXELS = 1 << 14
 
 
 def resample(volume: Volume, geometry: Geometry, *, mode: Mode = "linear", fill: float | None = None) -> Volume:
@@ -51,17 +53,17 @@ def affine_slabs(to_index: NDArray[np.float64], shape: tuple[int, int, int]) -> 
         shape: (D, H, W).
 
     Yields:
-        the slab and its indices (d, H, W, 3): computed in float64, handed on in float32 (1e-5 voxels).
+        the slab and its indices (d, H, W, 3), float32: within 1e-4 voxels of what float64 gives on 512 voxels.
     """
     depth, height, width = shape
     matrix = torch.tensor(to_index[:3], dtype=torch.float64)
     i, j, k = (torch.arange(n, dtype=torch.float64)[:, None] for n in shape)
-    plane = (j * matrix[:, 1])[:, None] + k * matrix[:, 2] + matrix[:, 3]
-    rows = (i * matrix[:, 0])[:, None, None]
+    plane = ((j * matrix[:, 1])[:, None] + k * matrix[:, 2] + matrix[:, 3]).float()
+    rows = (i * matrix[:, 0])[:, None, None].float()
     step = max(1, CHUNK_VOXELS // (height * width))
     for start in range(0, depth, step):
         slab = slice(start, min(start + step, depth))
-        yield slab, (rows[slab] + plane).to(torch.float32)
+        yield slab, rows[slab] + plane
 
 
 def sample_grid(image: Tensor, indices: Tensor, padding: Literal["border", "zeros"] = "border") -> Tensor:
@@ -76,15 +78,33 @@ def sample_grid(image: Tensor, indices: Tensor, padding: Literal["border", "zero
         float32 [B, C, d, h, w].
     """
     size = torch.tensor(image.shape[2:], dtype=indices.dtype, device=indices.device)
-    # grid_sample wants (x, y, z) = (W, H, D) and [-1, 1] between the outer faces.
-    grid = ((indices * 2 + 1) / size - 1).flip(-1)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    # [-1, 1] between the outer faces
+    grid = torch.addcmul(1 / size - 1, indices, 2 / size)
+    # grid_sample counts (x, y, z) from the last axis: an image seen with its axes reversed needs no reversed grid
+    turned = image.permute(0, 1, 4, 3, 2)
+    parts = _parts(image, indices)
+    if parts == 1:
+        return F.grid_sample(turned, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    values = F.grid_sample(
+        turned.expand(parts, -1, -1, -1, -1), grid.view(parts, 1, 1, -1, 3), mode="bilinear", padding_mode=padding,
+        align_corners=False,
+    )  # fmt: skip
+    return values.movedim(1, 0).reshape(1, image.shape[1], *indices.shape[1:4])
+
+
+def _parts(image: Tensor, indices: Tensor) -> int:
+    """On a CPU grid_sample spreads a batch over the threads and never a volume: how many parts to make of one."""
+    threads = torch.get_num_threads()
+    voxels = indices[..., 0].numel()
+    differentiable = torch.is_grad_enabled() and (image.requires_grad or indices.requires_grad)
+    alone = image.device.type == "cpu" and len(image) == 1 and not differentiable
+    return threads if alone and voxels % threads == 0 and voxels >= PARALLEL_VOXELS else 1
 
 
 def outside(indices: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Whether continuous indices (..., 3) lie outside the box that a grid's voxels fill; bool (...)."""
-    size = torch.tensor(shape, dtype=indices.dtype, device=indices.device)
-    return ((indices < -0.5) | (indices >= size - 0.5)).any(dim=-1)
+    i, j, k = ((axis < -0.5) | (axis >= size - 0.5) for axis, size in zip(indices.unbind(-1), shape, strict=True))
+    return i | j | k
 
 
 def readable(data: NDArray[np.generic]) -> Tensor:

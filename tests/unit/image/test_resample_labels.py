@@ -60,6 +60,16 @@ def test_every_value_stays_itself_and_neighbours_leave_no_gap() -> None:
     assert (whole & (read.data == 0)).sum() < 0.005 * whole.sum()
 
 
+@pytest.mark.parametrize(("shift_mm", "spacing_mm"), [(2.0, 4.0), (-1.0, 2.0)])
+def test_borders_on_voxel_centres_neither_shrink_nor_grow_it(shift_mm: float, spacing_mm: float) -> None:
+    source = Geometry.from_spacing((20, 20, 20), 4.0, origin_mm=(-38, -38, -38))
+    ball = Volume(np.linalg.norm(source.grid_mm(), axis=-1) < 24, source)
+    count = int(80 / spacing_mm)
+    other = Geometry.from_spacing((count,) * 3, spacing_mm, origin_mm=np.full(3, -38 + shift_mm))
+    read = resample_labels(ball, other).as_mask().sum() * spacing_mm**3
+    assert read == pytest.approx(ball.as_mask().sum() * 4.0**3, rel=0.03)
+
+
 def test_a_label_of_one_voxel_does_not_vanish() -> None:
     source = Geometry.from_spacing((9, 9, 9), 2.0)
     data = np.zeros(source.shape, np.uint8)

@@ -23,12 +23,14 @@ from hepalign.errors import BadInputError, UsageError
 from hepalign.image.bias import bias_field
 from hepalign.image.checks import check_ct, check_mr
 from hepalign.image.dicom import SeriesIdentity, load_series
+from hepalign.image.dicom_seg import read_segmentation
 from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import body_mask, normalise_mr
 from hepalign.image.nifti import read_nifti
 from hepalign.image.nifti_header import Orientation
 from hepalign.image.read import holds_dicom
 from hepalign.image.resample import resample
+from hepalign.image.resample_labels import resample_labels
 from hepalign.image.volume import Volume
 
 SHAPE = (256, 256, 128)
@@ -58,6 +60,7 @@ class ImportSettings:
     drop_localizers: bool = False
     resample_tilt: bool = False
     n4: bool = False
+    series: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class CaseFiles:
 
     Args:
         images: by role: NIfTI, DICOM folder or DICOM zip.
-        labels: `{role}_liver` and `{role}_tumour`: NIfTI.
+        labels: `{role}_liver` and `{role}_tumour`: NIfTI, or a DICOM segmentation (SEG).
         landmarks: by role: CSV (name, x, y, z; mm, RAS).
         probe_mask: on the iCT: NIfTI, or JSON (box, polygon).
     """
@@ -92,6 +95,7 @@ def import_case(
     drop_localizers: bool = False,
     resample_tilt: bool = False,
     n4: bool = False,
+    series: Mapping[str, int] | None = None,
     split: Split | None = None,
 ) -> Imported:
     """Import one case into a cohort, which is made where it is missing, and write its manifest.
@@ -113,11 +117,12 @@ def import_case(
         drop_localizers: leave localizers in a DICOM series out instead of refusing it.
         resample_tilt: straighten a scan with a tilted gantry instead of refusing it.
         n4: take the coil's shading out of the pMR; it is kept as `pmr_bias` (corrected times bias is the scan).
+        series: by role, which of several DICOM series, by the number that the refusal lists.
         split: the patient's split; by default the cohort's shares decide.
 
     Raises:
-        UsageError: `case_exists`, `no_images`, `unknown_role`, `no_such_file`.
-        BadInputError: those of `read_nifti`, `load_series`, `check_ct`, `check_mr`, `label_onto`,
+        UsageError: `case_exists`, `no_images`, `unknown_role`, `no_such_file`, `no_such_series`.
+        BadInputError: those of `read_nifti`, `load_series`, `read_segmentation`, `check_ct`, `check_mr`, `label_onto`,
             `parse_probe_mask`, `check_probe_mask`, `parse_landmarks`; `patient_mismatch` (fault 48), `no_overlap`
             (fault 42), `identifying_id`, `bad_case_id`.
     """
@@ -125,7 +130,7 @@ def import_case(
     if writer.has(case_id):
         raise UsageError(f"case {case_id} is in the cohort already; choose another id", code="case_exists")
     files = CaseFiles(images, labels or {}, landmarks or {}, probe_mask)
-    settings = ImportSettings(shape, spacing_mm, orientation, drop_localizers, resample_tilt, n4)
+    settings = ImportSettings(shape, spacing_mm, orientation, drop_localizers, resample_tilt, n4, series or {})
     warnings = add_case(writer, case_id, files, settings=settings, patient=patient, split=split)
     writer.finish()
     return Imported(case_id, tuple(warnings))
@@ -175,7 +180,9 @@ def add_case(
             volumes["pmr_bias"] = resample(scan.bias, grid, fill=1.0)
         mine = {name: label for name, label in labels.items() if name.startswith(role)}
         for name, label in mine.items():
-            volumes[name] = resample(label, grid, mode="nearest", fill=0)
+            # a coarse mask may grow, never shrink; structures keep their shape
+            probe = name == "ict_probe_mask"
+            volumes[name] = resample(label, grid, mode="nearest", fill=0) if probe else resample_labels(label, grid)
             if not volumes[name].data.any():
                 raise BadInputError(
                     f"{name}: nothing of it is left on the cohort's grid; use a larger --shape or a finer --spacing",
@@ -243,14 +250,15 @@ def _check_words(files: CaseFiles) -> None:
 def _read_scan(role: str, place: Path | str, settings: ImportSettings, report: list[str]) -> _Scan:
     with local_copy(place, name=role) as path:
         if holds_dicom(path):
-            series = load_series(
+            read = load_series(
                 path,
                 name=role,
                 report=report,
+                series=settings.series.get(role),
                 drop_localizers=settings.drop_localizers,
                 resample_tilt=settings.resample_tilt,
             )
-            volume, identity, header = series.volume, series.identity, series.headers[0]
+            volume, identity, header = read.volume, read.identity, read.headers[0]
             acquisition = kept_attributes(header)
         else:
             volume = read_nifti(path, name=role, orientation=settings.orientation)
@@ -282,13 +290,26 @@ def _check_identities(scans: Mapping[str, _Scan], ids: tuple[str, str]) -> None:
 
 def _read_label(name: str, place: Path | str, scan: _Scan, report: list[str]) -> Volume:
     with local_copy(place, name=name) as path:
-        label = label_onto(read_nifti(path, name=name), scan.volume, name=name, report=report)
+        drawn = _segmentation(path, name, scan) if holds_dicom(path) else read_nifti(path, name=name)
+        label = label_onto(drawn, scan.volume, name=name, report=report)
     if not name.endswith("_tumour"):
         return label
     numbered = numbered_tumours(label)
     if numbered is not label:
         report.append(f"{name}: {int(numbered.data.max())} separate tumours were numbered, the largest 1")
     return numbered
+
+
+def _segmentation(path: Path, name: str, scan: _Scan) -> Volume:
+    """A SEG's label map, which must be of the image's patient and frame."""
+    found = read_segmentation(path, name[4:], name=name)
+    if scan.identity is not None and found.identity.patient != scan.identity.patient:
+        message = f"{name}: the segmentation is of another patient than its image (PatientID differs)"
+        raise BadInputError(message, code="patient_mismatch")
+    if scan.identity is not None and found.identity.frame_of_reference != scan.identity.frame_of_reference:
+        message = f"{name}: the segmentation was drawn in another frame of reference than its image"
+        raise BadInputError(message, code="frame_mismatch")
+    return found.volume
 
 
 def _read_points(role: str, place: Path | str, scan: _Scan, report: list[str]) -> Landmarks:

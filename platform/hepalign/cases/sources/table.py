@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hepalign.cases import s3
@@ -16,9 +16,10 @@ from hepalign.cases.splits import PAPER_SHARES
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError, HepalignError, UsageError
 
-LABELS = tuple(f"{role}_{structure}" for role in ROLES for structure in ("liver", "tumour"))
+LABELS = (*(f"{role}_{structure}" for role in ROLES for structure in ("liver", "tumour")), "ict_ablation")
 LANDMARKS = tuple(f"{role}_landmarks" for role in ROLES)
-COLUMNS = ("case", "patient", "stratum", *ROLES, "probe_mask", *LABELS, *LANDMARKS)
+SERIES = tuple(f"{role}_series" for role in ROLES)
+COLUMNS = ("case", "patient", "stratum", *ROLES, *SERIES, "probe_mask", *LABELS, *LANDMARKS)
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ def import_table(
     Args:
         out: the cohort's folder or s3:// prefix.
         table: CSV with the columns `case` and any of `patient`, `stratum` (what the splits are stratified by),
-            `pmr pct ict`, `probe_mask`, `{role}_liver`, `{role}_tumour`, `{role}_landmarks`; files are paths
-            relative to the table, absolute paths or s3:// places.
+            `pmr pct ict`, `{role}_series` (which of several DICOM series, by number), `probe_mask`, `{role}_liver`,
+            `{role}_tumour`, `ict_ablation`, `{role}_landmarks`; files are paths relative to the table, absolute paths
+            or s3:// places.
         settings: how images are read.
         shares: relative sizes of the splits.
         seed: which of the possible divisions.
@@ -79,9 +81,23 @@ def _add(writer: CohortWriter, row: dict[str, str], base: Path, settings: Import
         files(ROLES), files(LABELS), files(LANDMARKS, "_landmarks"), files(("probe_mask",)).get("probe_mask")
     )
     facts = {"stratum": row["stratum"]} if row.get("stratum") else {}
+    series = {**settings.series, **_series(row)}
     return add_case(
-        writer, row["case"], case_files, settings=settings, patient=row.get("patient") or None, attributes=facts
+        writer,
+        row["case"],
+        case_files,
+        settings=replace(settings, series=series),
+        patient=row.get("patient") or None,
+        attributes=facts,
     )
+
+
+def _series(row: dict[str, str]) -> dict[str, int]:
+    chosen = {name.removesuffix("_series"): row[name] for name in SERIES if row.get(name)}
+    for role, word in chosen.items():
+        if not word.isdecimal():
+            raise UsageError(f"{role}_series: is the number of a series, such as 2", code="no_such_series")
+    return {role: int(word) for role, word in chosen.items()}
 
 
 def _place(word: str, base: Path) -> Path | str:
