@@ -89,7 +89,7 @@ def compose(outer: DisplacementField, inner: DisplacementField) -> DisplacementF
     turn = torch.from_numpy(np.ascontiguousarray(world_to_index[:3, :3].T, dtype=np.float32))
     for slab, indices in affine_slabs(world_to_index @ inner.geometry.affine, inner.geometry.shape):
         first = readable(inner.vectors[slab])
-        indices += first @ turn
+        indices.view(-1, 3).addmm_(first.view(-1, 3), turn)
         torch.add(first, read(indices), out=torch.from_numpy(vectors[slab]))
     return DisplacementField(vectors, inner.geometry, outer.linear @ inner.linear)
 

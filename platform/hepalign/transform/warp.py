@@ -53,7 +53,7 @@ def _moved_slabs(moving: Geometry, field: DisplacementField) -> Iterator[tuple[s
     inverse = np.linalg.inv(moving.affine)
     turn = torch.from_numpy(np.ascontiguousarray(inverse[:3, :3].T, dtype=np.float32))
     for slab, indices in affine_slabs(inverse @ field.geometry.affine, field.geometry.shape):
-        indices += readable(field.vectors[slab]) @ turn
+        indices.view(-1, 3).addmm_(readable(field.vectors[slab]).view(-1, 3), turn)
         yield slab, indices
 
 

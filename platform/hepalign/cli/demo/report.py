@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,23 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+COLUMNS = {
+    ("liver", "tre_mm"): "liver TRE, mm",
+    ("liver", "dice"): "liver Dice",
+    ("tumour", "tre_mm"): "tumour TRE, mm",
+    ("tumour", "dice"): "tumour Dice",
+    ("field", "folding_fraction"): "folds",
+    ("field", "seconds"): "seconds",
+}
+IMAGES = {
+    "synthesis": ("mae_hu", "synthesis: MAE of the synthetic CT in the body, HU"),
+    "inpainting": ("hole_l1_hu", "inpainting: L1 in the hole, HU"),
+}
+CHAINS = {
+    "pCT-iCT": "registration alone (pCT to iCT, fast)",
+    "pMR-pCT": "synthesis + registration (pMR to pCT, fast)",
+    "pMR-iCT": "all three (pMR to iCT, fast)",
+}
 # the curves a reader wants first; everything else is in MLflow
 CURVES_PER_STAGE = 3
 
@@ -33,6 +51,7 @@ def write_report(
         curves=_embedded(_curves({stage: Path(found["folder"]) for stage, found in trained.items()})),
         trained=trained,
         tables={name: _by_method(rows) for name, rows in evaluated["tables"].items()},
+        gains=_gains({name: out / "evaluation" / name for name in evaluated["tables"]}),
         failed=evaluated["failed"],
         reports={name: f"evaluation/{name}/report.html" for name in evaluated["tables"]},
         served=served,
@@ -71,15 +90,31 @@ def _curves(folders: Mapping[str, Path]) -> bytes:
 
 
 def _by_method(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows of table 2 as a table: one line a method, one column a pair × structure × metric."""
-    wanted = ("dice", "tre_mm", "dense_tre_mm", "folding_fraction", "seconds")
-    columns: dict[tuple[str, str, str], None] = {}
-    methods: dict[str, dict[tuple[str, str, str], str]] = {}
+    """Table 2 as a reader meets it: a block a pair, a line a method, the columns of `COLUMNS`."""
+    pairs: dict[str, dict[str, dict[tuple[str, str], str]]] = {}
     for row in rows:
-        if row["metric"] not in wanted or row["mean"] is None:
-            continue
-        column = (row["pair"], row["structure"] or "", row["metric"])
-        columns[column] = None
-        spread = "" if row["sd"] is None else f" ± {row['sd']:.2f}"
-        methods.setdefault(row["method"], {})[column] = f"{row['mean']:.2f}{spread}"
-    return {"columns": list(columns), "methods": methods}
+        column = row["structure"], row["metric"]
+        if column in COLUMNS and row["mean"] is not None:
+            spread = "" if row["sd"] is None else f" ± {row['sd']:.2f}"
+            methods = pairs.setdefault(row["pair"], {})
+            methods.setdefault(row["method"], {})[column] = f"{row['mean']:.2f}{spread}"
+    return {"columns": COLUMNS, "pairs": pairs}
+
+
+def _gains(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """What each network's training brought, on the test split: trained, the same untrained, and no registration."""
+    lines = []
+    for cohort, folder in folders.items():
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        images = {(kind, r["metric"], r["method"]): r["mean"] for kind in IMAGES for r in results["images"][kind]}
+        for kind, (metric, about) in IMAGES.items():
+            trained, before = (images.get((kind, metric, method)) for method in ("proposed-refine", "untrained"))
+            lines.append({"cohort": cohort, "about": about, "trained": trained, "untrained": before})
+        table = {(r["pair"], r["structure"], r["metric"], r["method"]): r["mean"] for r in results["table"]}
+        for pair, name in CHAINS.items():
+            trained, before, nothing = (
+                table.get((pair, "liver", "tre_mm", method)) for method in ("proposed-fast", "untrained-fast", "identity")
+            )
+            lines.append({"cohort": cohort, "about": f"{name}, liver TRE, mm", "trained": trained, "untrained": before,
+                          "identity": nothing})  # fmt: skip
+    return [line for line in lines if line["trained"] is not None]
