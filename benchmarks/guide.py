@@ -1,6 +1,6 @@
 """Guide (inpaint, register, warp MR, CT and labels) next to greedy and ANTs SyN on the same pair: seconds and TRE.
 
-Usage: python benchmarks/guide.py [--shape 256,256,128] [--cases 2] [--rounds 3] [--peers greedy-wncc greedy-nmi ants-syn]
+Usage: python benchmarks/guide.py [--shape 256,256,128] [--cases 2] [--rounds 3] [--peers greedy-wncc ants-syn]
 Peers: as in `hepalign evaluate` (settings there), probe mask given, registration only (no inpainting, no warping of
 the MR and the labels), threads pinned like ours, timed in their own process without its start. Ours: warm, in process.
 The release is the one that HEPALIGN_RELEASE names, else the champion, else the starter.

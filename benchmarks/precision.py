@@ -46,13 +46,15 @@ def main() -> None:
     }
     for name, way in ways.items():
         reduced, full = way(), in_float32(way)
-        times = interleaved({"bfloat16": way, "float32": lambda way=way: in_float32(way)}, words.rounds, time.perf_counter)
+        times = interleaved(
+            {"bfloat16": way, "float32": lambda way=way: in_float32(way)}, words.rounds, time.perf_counter
+        )
         ratio(f"{name}: float32 over bfloat16", times, "float32", "bfloat16", machine_gains=bfloat16_gains("cpu"))
         unit = "mm" if name.startswith("registration") else "HU"
         difference = np.abs(np.asarray(reduced, np.float32) - np.asarray(full, np.float32))
         changed = difference[difference > 0]
-        single(f"{name}: bfloat16's mean difference from float32", [float(changed.mean()) if changed.size else 0.0], unit,
-               largest=float(difference.max()))  # fmt: skip
+        mean = float(changed.mean()) if changed.size else 0.0
+        single(f"{name}: bfloat16's mean difference from float32", [mean], unit, largest=float(difference.max()))
 
 
 def in_float32(way):  # type: ignore[no-untyped-def]

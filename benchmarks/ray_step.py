@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -69,7 +70,9 @@ def main() -> None:
                     else:
                         bare(config, stamps)
                     seconds[way] += steps(stamps, workers)
-    ratio(f"Ray Train step over the bare loop's, one worker, {words.stage}", seconds, "one worker", "bare", at_most=1.03)
+    ratio(
+        f"Ray Train step over the bare loop's, one worker, {words.stage}", seconds, "one worker", "bare", at_most=1.03
+    )
     both = {"one": seconds["one worker"], "two, per step": [second / 2 for second in seconds["two workers"]]}
     ratio(f"throughput of two workers over one's, {words.stage}", both, "one", "two, per step", at_least=1.8)
 
@@ -107,7 +110,7 @@ def steps(stamps: Path, workers: int) -> list[float]:
     each = max(workers, 1)
     # two workers write in turns and in step with each other
     mine = sorted(marks)[::each]
-    found = [after - before for before, after in zip(mine, mine[1:], strict=False)]
+    found = [after - before for before, after in pairwise(mine)]
     return found[UNCOUNTED:]
 
 

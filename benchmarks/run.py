@@ -20,8 +20,8 @@ PAGE, FIGURES, PLOT = DOCS / "performance.md", DOCS / "performance.json", DOCS /
 BEGIN, END = "<!-- written by make bench -->", "<!-- end of what make bench writes -->"
 # In this order in the table; load.py is a soak with a report of its own.
 SCRIPTS = (
-    "guide", "guide_http", "voxelmorph", "partial_conv", "losses", "compose", "ray_step", "loader_wait", "phantom",
-    "scaling", "starts", "precision", "floor",
+    "guide", "guide_http", "voxelmorph_network", "partial_conv", "losses", "compose", "ray_step", "loader_wait",
+    "phantom", "scaling", "starts", "precision", "floor",
 )  # fmt: skip
 
 
@@ -60,7 +60,9 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, {platform.system()}"
 
