@@ -1,0 +1,168 @@
+"""A Ray cluster of several nodes on this machine, each a process group of its own that can be killed as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+SUPPORT = Path(__file__).parent
+WAIT_S = 240
+# A lost node is declared dead after this time, by the health checks that `ray_nodes` sets.
+SEEN_LOST_S = 8
+
+
+@dataclass
+class Node:
+    """One `ray start`."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def started(self) -> bool:
+        """Whether it has joined."""
+        return "Ray runtime started" in self.log.read_text(encoding="utf-8")
+
+    def lose(self) -> None:
+        """As when the power goes: raylet and workers at once, without a word."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass
+class Nodes:
+    """A head without CPUs, and nodes of one CPU that come and go."""
+
+    folder: Path
+    port: int
+    environment: dict[str, str]
+    running: list[Node] = field(default_factory=list)
+
+    def add(self) -> Node:
+        """A further node with one CPU."""
+        node = self._start("--address", self.address, "--num-cpus", "1")
+        self.running.append(node)
+        until(node.started, "a node to join")
+        return node
+
+    def drop_all(self) -> None:
+        """Lose every node but the head, and give the head time to see it."""
+        for node in self.running[1:]:
+            if node.process.poll() is None:
+                node.lose()
+        if self.running[1:]:
+            time.sleep(SEEN_LOST_S)
+        del self.running[1:]
+
+    @property
+    def address(self) -> str:
+        """Of the head."""
+        return f"127.0.0.1:{self.port}"
+
+    def train(self, settings: Mapping[str, Any], *words: str, **environment: str) -> subprocess.Popen[str]:
+        """A driver that trains the toy stage on this cluster."""
+        return driver(settings, *words, **self.environment | {"RAY_ADDRESS": self.address} | environment)
+
+    def notice(self, node_id: str) -> None:
+        """Tell the cluster that a node will be taken away, as a cloud does before it does."""
+        command = [
+            BIN / "ray", "drain-node", "--address", self.address, "--node-id", node_id,
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken",
+            "--deadline-remaining-seconds", "60",
+        ]  # fmt: skip
+        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=WAIT_S)
+
+    def alive(self) -> list[str]:
+        """Ids of the nodes that are not the head."""
+        code = (
+            "import ray, json; ray.init(log_to_driver=False); "
+            "print(json.dumps([n['NodeID'] for n in ray.nodes() if n['Alive'] and n['Resources'].get('CPU')]))"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code], env=self.environment | {"RAY_ADDRESS": self.address},
+            check=True, capture_output=True, text=True, timeout=WAIT_S,
+        )  # fmt: skip
+        listed: list[str] = json.loads(found.stdout.splitlines()[-1])
+        return listed
+
+    def _start(self, *words: str) -> Node:
+        path = self.folder / f"{len(self.running)}-{time.monotonic_ns()}.log"
+        command = [BIN / "ray", "start", "--block", "--disable-usage-stats", *words]
+        with path.open("w") as log:
+            started = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        return Node(started, path)
+
+    def start_head(self) -> None:
+        """The first of the nodes."""
+        words = ["--head", "--num-cpus", "0", "--port", str(self.port), "--include-dashboard", "false"]
+        words += ["--temp-dir", str(self.folder), "--ray-client-server-port", str(free_port())]
+        self.running.append(self._start(*words))
+        until(self.running[0].started, "the head to come up")
+
+
+@contextmanager
+def ray_nodes(**extra_environment: str) -> Iterator[Nodes]:
+    """A head, ended with all that was added to it."""
+    folder = Path(tempfile.mkdtemp(prefix="rn-"))
+    environment = {
+        **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(SUPPORT), "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16), "OMP_NUM_THREADS": "1",
+        # a lost node is noticed within seconds
+        "RAY_health_check_initial_delay_ms": "2000", "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "5000", "RAY_health_check_failure_threshold": "4", **extra_environment,
+    }  # fmt: skip
+    environment.pop("RAY_ADDRESS", None)
+    nodes = Nodes(folder, free_port(), environment)
+    try:
+        nodes.start_head()
+        yield nodes
+    finally:
+        nodes.drop_all()
+        for head in nodes.running:
+            head.lose()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def driver(settings: Mapping[str, Any], *words: str, **environment: str) -> subprocess.Popen[str]:
+    """A process of its own that trains the toy stage."""
+    return subprocess.Popen(
+        [sys.executable, SUPPORT / "train_toy.py", json.dumps(dict(settings)), *words],
+        env={**os.environ, "PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What a driver said, once it ended well."""
+    said, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, said[-4000:]
+    return said
+
+
+def until(happens: Callable[[], Any], what: str) -> None:
+    """Wait for something that must come."""
+    deadline = time.monotonic() + WAIT_S
+    while not happens():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited in vain for {what}")
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
