@@ -86,7 +86,7 @@ class _Source(Source):
     @property
     def names(self) -> list[str]:
         """The files that the prepared arrays are made of."""
-        extra = [PROBE, TRUTH, "pct", "ict_liver"] if self.target == "ict_clean" else ["pct_liver"]
+        extra = [PROBE, "ict", TRUTH, "pct", "ict_liver"] if self.target == "ict_clean" else ["pct_liver"]
         if not self.case.has(TRUTH, "pct"):
             extra = [name for name in extra if name not in (TRUTH, "pct")]
         return [self.target, *(name for name in extra if self.case.has(name))]
@@ -118,9 +118,12 @@ class _InpaintingSamples:
         indices = mapped(affine_about(config.patch, turn, shift), index_grid(config.patch))
         hole = sampled(arrays["probe"], indices)[0] > 0.5 if own_mask else self._holes(rng, arrays, tip, indices)
         image = sampled(arrays["image"], indices, outside=-1.0)
-        noise = config.noise if self._train else 0.0
+        seen = noisy(rng, image, rng.uniform(0, config.noise if self._train else 0.0))
+        if own_mask and "ict" in arrays:
+            # what its hole leaves over of the artefact is seen in use, so it is seen here
+            seen = sampled(arrays["ict"], indices, outside=-1.0)
         return {
-            "image": noisy(rng, image, rng.uniform(0, noise)),
+            "image": torch.where(hole, image, seen),
             "mask": (~hole)[None].float(),
             "prior": self._prior(rng, arrays, indices),
             "body": (sampled(arrays["body"], indices) > 0.5).float(),
@@ -155,6 +158,7 @@ class _InpaintingSamples:
             "target": source.target,
             "spacing_mm": self._config.spacing_mm,
             "window_hu": self._config.window_hu,
+            "arrays": ("image", "ict", "prior"),
         }
         return source.prepared(source.names, recipe, lambda: self._make(source))
 
@@ -175,6 +179,8 @@ class _InpaintingSamples:
             probe = resample(source.volume(PROBE), grid, mode="nearest", fill=0).as_mask()
             if probe.any():
                 arrays |= {"probe": probe.astype(np.uint8), "probe_places": _places(probe)}
+                if "ict" in names:
+                    arrays["ict"] = self._unit(resample(source.volume("ict"), grid, fill=air))
         return arrays
 
     def _unit(self, ct: Volume) -> NDArray[np.float16]:
@@ -195,7 +201,8 @@ def _place(rng: np.random.Generator, places: NDArray[np.generic]) -> NDArray[np.
 inpainting_loader = loader_of(_InpaintingSamples)
 """Batches of `image`, `mask`, `prior`, `body`, each [B, 1, D, H, W] float32, and `case_id`.
 
-`image` is the target in unit scale, `mask` 1 where it may be seen and 0 in the hole, `body` 1 in the patient. `prior`
+`image` is the target in unit scale: free of the probe and of added noise in the hole, as the scanner shows it (noise,
+leftover streaks) outside. `mask` is 1 where it may be seen and 0 in the hole, `body` 1 in the patient. `prior`
 is the patient's pCT warped by the truth and a residual smooth warp where the target is an iCT, else the target itself
 under a larger warp, with noise and contrast of its own; -1 everywhere where it is dropped.
 """

@@ -113,7 +113,7 @@ class PConvUNet(nn.Module):
         super().__init__()
         self.config = config
         widths = config.widths
-        skips = (2 if config.residual else 1, *widths[:-1])
+        skips = (1, *widths[:-1])
         prior_widths = tuple(width // 2 for width in widths[:-1]) if config.prior else ()
         self.encoder = nn.ModuleList(_Level([a], b, config.norm, stride=2) for a, b in zip(skips, widths, strict=True))
         self.prior_encoder = nn.ModuleList(
@@ -139,9 +139,7 @@ class PConvUNet(nn.Module):
             prior_mask: 1 where the prior is known; all ones by default.
         """
         known = None if prior is None else valid_mask(prior, prior_mask)
-        # A residual vanishes outside the hole: the network has to see where that is.
-        seen = torch.cat([image * mask, mask], dim=1) if self.config.residual else image * mask
-        skips = _descend(self.encoder, (seen, mask))
+        skips = _descend(self.encoder, (image * mask, mask))
         priors: list[Group | None] = [None] * len(skips)
         if self.config.prior:
             if prior is None or known is None:

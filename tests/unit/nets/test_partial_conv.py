@@ -146,7 +146,7 @@ def test_wrong_channels_are_named() -> None:
 @pytest.mark.parametrize("prior", [False, True])
 def test_the_mask_closes_for_the_largest_probe_box(prior: bool) -> None:
     # InpaintingData's widest hole is 2 x 12 mm; three probes side by side and turned fill less than 62 voxels of 2 mm.
-    net = PConvUNet(InpaintingNetConfig(widths=(2, 2, 2, 2, 2), head_width=2, prior=prior, residual=False)).eval()
+    net = PConvUNet(InpaintingNetConfig(widths=(2, 2, 2, 2, 2), head_width=2, prior=prior)).eval()
     mask = torch.ones(1, 1, 72, 72, 72)
     mask[..., 5:67, 5:67, 5:67] = 0
     image = torch.zeros_like(mask)
@@ -184,5 +184,6 @@ def test_the_networks_output_ignores_the_hole_and_starts_at_the_harmonised_prior
         first, _ = net(image, mask, image - 0.3)
         second, _ = net(hidden, mask, image - 0.3)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first * mask, image * mask)
     # the prior lacks 0.3 everywhere: harmonised it is the image itself, up to the small first residual
     assert (first - image).abs().max() < 0.1
