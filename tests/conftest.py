@@ -45,6 +45,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def postgres() -> Generator[str]:
+    """The address of a PostgreSQL server, without a database's name."""
+    from postgres import server
+
+    with server() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
     """A really running server, booted once for all tests that ask for it."""
     from served import boot

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -101,7 +102,11 @@ async def _order(
         raise RequestError("send an Idempotency-Key", code="idempotency_key_required", status=400)
     await context.own_case(caller, case_id, kind)
     order = _Order(caller, case_id, kind, body, key)
-    job_id, replay = await context.writing(lambda session: _take(session, order, context))
+    try:
+        job_id, replay = await context.writing(lambda session: _take(session, order, context))
+    except IntegrityError:
+        # The same key came twice at once and the other one was first: now it is known.
+        job_id, replay = await context.writing(lambda session: _take(session, order, context))
     if replay is not None:
         return JSONResponse(replay["body"], replay["status"], replay["headers"], replay["media_type"])
     try:

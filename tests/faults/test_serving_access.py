@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from served import OTHER_SITE, Served, problem
 
@@ -35,38 +36,64 @@ def test_fault_46_no_or_wrong_key(served: Served) -> None:
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> tuple[sites.Gate, ec.EllipticCurvePrivateKey]:
+def test_fault_46_wrong_tokens_of_the_identity_provider(served: Served) -> None:
+    good = served.issuer.token(OTHER_SITE)
+    assert served.call("GET", "/v1/cases", token=good).status_code == 200
+    stranger = ec.generate_private_key(ec.SECP256R1())
+    public = (served.data_folder.parent / "issuer.pem").read_text(encoding="utf-8")
+    body = good.split(".")[1]
+    hmacked = jwt.utils.base64url_encode(b'{"alg":"HS256","typ":"JWT"}').decode() + "." + body
+    signed = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(hmacked.encode(), public.encode())
+    refused = {
+        "expired": served.issuer.token(OTHER_SITE, exp=time.time() - 1),
+        "without an end": served.issuer.token(OTHER_SITE, exp=None),
+        "another audience": served.issuer.token(OTHER_SITE, aud="another"),
+        "another issuer": served.issuer.token(OTHER_SITE, iss="another"),
+        "unknown site": served.issuer.token("unknown"),
+        "alg=none": served.issuer.token(OTHER_SITE, key=None, algorithm="none"),
+        "another key": served.issuer.token(OTHER_SITE, key=stranger),
+        "the public key as a secret": f"{hmacked}.{jwt.utils.base64url_encode(signed).decode()}",
+    }
+    for why, token in refused.items():
+        assert served.call("GET", "/v1/cases", token=token).status_code == 401, why
+
+
+def test_fault_46_keys_that_the_issuer_publishes_and_rotates(tmp_path: Path) -> None:
     records = Records(f"sqlite:///{tmp_path / 'db'}")
     upgrade(records.engine)
     sites.add_site(records, "clinic")
-    key = ec.generate_private_key(ec.SECP256R1())
-    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    (tmp_path / "issuer.pem").write_bytes(public)
-    return sites.Gate(records, Oidc(issuer="idp", audience="hepalign", public_key_file=tmp_path / "issuer.pem")), key
+    keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("old", "new", "never published")}
+    published = ["old"]
 
+    class Published(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            algorithm = jwt.algorithms.ECAlgorithm(jwt.algorithms.ECAlgorithm.SHA256)
+            listed = [
+                algorithm.to_jwk(keys[n].public_key(), as_dict=True) | {"kid": n, "use": "sig"} for n in published
+            ]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"keys": listed}).encode())
 
-def test_fault_46_tokens_of_the_identity_provider(gate: tuple[sites.Gate, ec.EllipticCurvePrivateKey]) -> None:
-    door, key = gate
-    claims = {"iss": "idp", "aud": "hepalign", "exp": time.time() + 60, "hepalign_site": "clinic"}
+        def log_message(self, *_: object) -> None: ...
 
-    def bearer(key: object = key, algorithm: str = "ES256", **other: object) -> str:
-        return "Bearer " + jwt.encode(claims | other, key, algorithm=algorithm)  # type: ignore[arg-type]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Published) as issuer:
+        threading.Thread(target=issuer.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{issuer.server_address[1]}/keys"
+        door = sites.Gate(records, Oidc(issuer="idp", audience="hepalign", jwks_url=url))
 
-    assert door.site(bearer()) == "clinic"
-    stranger = ec.generate_private_key(ec.SECP256R1())
-    refused = [
-        bearer(exp=time.time() - 1),
-        bearer(aud="another"),
-        bearer(iss="another"),
-        bearer(hepalign_site="unknown"),
-        bearer(key=None, algorithm="none"),
-        bearer(key=stranger),
-    ]
-    for token in refused:
+        def bearer(name: str) -> str:
+            claims = {"iss": "idp", "aud": "hepalign", "exp": time.time() + 60, "hepalign_site": "clinic"}
+            return "Bearer " + jwt.encode(claims, keys[name], algorithm="ES256", headers={"kid": name})
+
+        assert door.site(bearer("old")) == "clinic"
+        published.append("new")
+        assert door.site(bearer("new")) == "clinic"
+        issuer.shutdown()
+        assert door.site(bearer("old")) == "clinic"
         with pytest.raises(RequestError) as error:
-            door.site(token)
-        assert error.value.status == 401
+            door.site(bearer("never published"))
+    assert error.value.status == 401
 
 
 def test_fault_47_another_sites_ids_look_unknown(served: Served) -> None:

@@ -16,7 +16,6 @@ from hepalign.image.geometry import Geometry
 from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
 
-
 PLAN_REJECTED = "the plan itself was rejected"
 
 

@@ -119,7 +119,7 @@ def test_fault_32_forged_sizes_and_a_million_members(served: Served, case: str, 
     # one member that claims ten bytes and inflates to gigabytes, made without holding them
     packer = zlib.compressobj(9, wbits=-15)
     block = packer.compress(bytes(1 << 22)) + packer.flush(zlib.Z_FULL_FLUSH)
-    data = block * 1024 + packer.flush()
+    data = block * 512 + packer.flush()
     local = struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, 8, 0, 0, 0, len(data), 10, 5, 0) + b"a.dcm"
     entry = struct.pack(
         "<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 8, 0, 0, 0, len(data), 10, 5, 0, 0, 0, 0, 0, 0

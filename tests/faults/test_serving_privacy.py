@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gzip
 import time
-from pathlib import Path
 from urllib.parse import quote
 
-import httpx2
 import pytest
-from served import Served, problem, small_ct
+from served import Served, problem, scraped, small_ct
 
 CANARY = "Canary^Nightingale^19470211"
 
@@ -48,10 +46,6 @@ def after_canaries(served: Served, tmp_path_factory: pytest.TempPathFactory) -> 
     return served
 
 
-def scraped(served: Served) -> str:
-    return httpx2.get(f"http://127.0.0.1:{served.settings.metrics_port}/metrics").text
-
-
 def test_fault_33_no_canary_in_logs(after_canaries: Served) -> None:
     files = list((after_canaries.data_folder / "logs").iterdir())
     assert {path.stem for path in files} >= {"ingress", "desk", "planning", "registration", "synthesis", "inpainting"}
@@ -83,12 +77,3 @@ def test_metrics_tell_of_jobs_and_the_release(after_canaries: Served) -> None:
     assert 'hepalign_step_seconds_bucket{kind="plan"' in text
     assert "hepalign_release{" in text
     assert after_canaries.call("GET", "/metrics").status_code == 404
-
-
-def test_nothing_listens_wider_than_asked(served: Served) -> None:
-    ports = {served.settings.port, served.settings.metrics_port}
-    listening = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]]
-    addresses = {
-        words[1].split(":")[0] for words in listening if int(words[1].split(":")[1], 16) in ports and words[3] == "0A"
-    }
-    assert addresses == {"0100007F"}

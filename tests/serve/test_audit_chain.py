@@ -12,14 +12,6 @@ from hepalign_serve import audit as auditing
 from hepalign_serve.audit import Audit, AuditBrokenError, export, verify
 from hepalign_serve.problems import RequestError
 from hepalign_serve.records import AuditLine, Records
-from hepalign_serve.schema import upgrade
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Records:
-    made = Records(f"sqlite:///{tmp_path / 'db'}")
-    upgrade(made.engine)
-    return made
 
 
 def fill(records: Records, anchor: Path, count: int) -> Audit:

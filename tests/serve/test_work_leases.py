@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from hepalign_serve import work
+from hepalign.cases.store import Shelf
+from hepalign_serve import housekeeping, work
 from hepalign_serve.problems import RequestError
 from hepalign_serve.records import Artifact, CaseRow, Job, Records, Site
-from hepalign_serve.schema import upgrade
 from hepalign_serve.settings import Limits
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> Records:
-    made = Records(f"sqlite:///{tmp_path / 'db'}")
-    upgrade(made.engine)
-    with made.write() as session:
+@pytest.fixture(autouse=True)
+def _one_case(records: Records) -> None:
+    with records.write() as session:
         session.add(Site(id="a", created=0.0, revoked=None))
         session.flush()
         session.add(CaseRow(id="case", site_id="a", created=0.0, touched=0.0))
-    return made
 
 
 def add(records: Records, kind: work.Kind = "guide", limits: Limits | None = None) -> str:
@@ -87,3 +85,28 @@ def test_queue_bounds_and_position(records: Records) -> None:
     with records.read() as session:
         assert [work.queue_position(session, session.get_one(Job, job)) for job in jobs] == [0, 1]
     assert work.queue_lengths(records) == {"plan": 0, "guide": 2}
+
+
+def test_many_takers_take_each_job_once(records: Records) -> None:
+    jobs = [add(records, limits=Limits(site_queued_jobs=99, queued_jobs=99)) for _ in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        taken = list(pool.map(lambda _: work.claim(records, "guide", 2), range(16)))
+    held = [claim.job_id for claim in taken if claim is not None]
+    assert len(held) == len(set(held))
+    # skipping what another taker holds may leave a job for the next round, never take one twice
+    while (claim := work.claim(records, "guide", 2)) is not None:
+        held.append(claim.job_id)
+    assert sorted(held) == sorted(jobs)
+
+
+def test_erasing_a_case_takes_everything_of_it(records: Records, tmp_path: Path) -> None:
+    job = add(records)
+    held = work.claim(records, "guide", 2)
+    assert held is not None
+    (tmp_path / "cases" / "case").mkdir(parents=True)
+    housekeeping.erase(records, Shelf(tmp_path), "case")
+    assert not work.renew(records, held, "late", 0.5)
+    assert not work.succeed(records, held, {}, [work.LeftFile("result.json", "p", "0", 1)])
+    with records.read() as session:
+        assert session.get(Job, job) is None
+        assert session.query(Artifact).count() == 0

@@ -19,6 +19,9 @@ from hepalign_serve.run import serving
 from hepalign_serve.settings import Settings
 
 
+HELD = "held"
+
+
 class ObedientPipeline(HepalignPipeline):
     """The real chain that first does what a file of the control folder says: sleep, die, run out of memory."""
 
@@ -58,6 +61,9 @@ class ObedientPipeline(HepalignPipeline):
             order.write_text(json.dumps(told | {"times": told["times"] - 1}), encoding="utf-8")
         if told["do"] == "sleep":
             time.sleep(told["seconds"])
+        elif told["do"] == "hold":
+            while (self._control / HELD).exists():
+                time.sleep(0.05)
         elif told["do"] == "die":
             os._exit(1)
         elif told["do"] == "memory":

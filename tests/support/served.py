@@ -33,6 +33,7 @@ from hepalign_serve.settings import Settings
 
 SHAPE = (40, 40, 32)
 OTHER_SITE = "other"
+HELD = "held"  # as the obedient server knows it
 
 
 class Spans:
@@ -118,6 +119,17 @@ class Served:
         """What the pipeline's next call of a step does."""
         (self.control / step).write_text(json.dumps({"do": do, "seconds": seconds, "times": times}), encoding="utf-8")
 
+    @contextmanager
+    def held(self, step: str) -> Iterator[None]:
+        """The pipeline's next call of a step lasts until the block ends."""
+        held = self.control / HELD
+        held.touch()
+        self.order(step, "hold")
+        try:
+            yield
+        finally:
+            held.unlink()
+
     def filled_case(self) -> str:
         """A case with every image, not planned."""
         with self.client() as client:
@@ -138,6 +150,11 @@ class Served:
         with self.client() as client:
             client.wait(client.plan(case, engine="learned", wait_s=60)["id"])
         return case
+
+
+def scraped(served: Served) -> str:
+    """What Prometheus would read."""
+    return httpx2.get(f"http://127.0.0.1:{served.settings.metrics_port}/metrics").text
 
 
 def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
