@@ -54,14 +54,8 @@ docs: $(STAMP) ## check every command, link and table of the docs
 serve: $(STAMP) ## serve the current release on this machine; prints the address and a token
 	$(BIN)/hepalign serve
 
-reproduce: $(STAMP) ## train the three networks at full size on phantoms and build a release (hours; resumable)
-	$(BIN)/hepalign data phantom --out cohorts/reproduce --cases 39 --seed 0 --workers 2
-	for stage in synthesis inpainting registration; do \
-	  $(BIN)/hepalign train $$stage --config jobs/configs/$$stage.yaml --resume \
-	    data.cohorts=[cohorts/reproduce] out=runs/reproduce name=$$stage; \
-	done
-	$(BIN)/hepalign release build --out releases/reproduce --version reproduced \
-	  --synthesis runs/reproduce/synthesis --inpainting runs/reproduce/inpainting --registration runs/reproduce/registration
+reproduce: $(STAMP) ## make the starter release again: cohorts, three trainings, evaluation, gate (hours; resumable)
+	$(BIN)/python jobs/reproduce.py
 
 lock: $(STAMP) ## resolve pyproject.toml again into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --all-extras --group dev --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
