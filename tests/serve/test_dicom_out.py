@@ -1,27 +1,39 @@
-"""Results as DICOM: read back by the series reader and by highdicom, filed under the source's patient."""
+"""Results as DICOM: read back by our reader, highdicom, dicom3tools and dcmtk; filed under the source's patient."""
 
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
 import toy_dicom
+from PIL import Image
 
 from hepalign.image.dicom import DicomSeries, load_series
 from hepalign.image.geometry import Geometry
+from hepalign.image.nifti import write_nifti
 from hepalign.image.volume import Volume
-from hepalign_serve.dicom_out import NOTICE, export
+from hepalign_serve.dicom_out import FORMS, export
+from hepalign_serve.dicom_source import NOTICE, kept
 from hepalign_serve.problems import RequestError
 from hepalign_serve.vault import Vault, check_same_patient
 
 SHAPE = (20, 16, 12)
 OBLIQUE = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 ANISOTROPIC = Geometry.from_spacing(SHAPE, (2.0, 3.0, 4.0), origin_mm=(-20.0, 30.0, -50.0), direction=OBLIQUE)
+PATIENT = "Müller^Jörg"
+RESULT: dict[str, Any] = {
+    "quality": {"status": "accept"},
+    "release": {"name": "hepalign", "version": "7"},
+    "labels": {"1": "liver", "2": "tumour 1", "3": "tumour 2"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,75 +41,150 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> DicomSeries:
     folder = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
     ict = Volume(rng.integers(-900, 900, SHAPE).astype(np.int16), Geometry.from_spacing(SHAPE, (2.0, 3.0, 4.0)))
-    packed = toy_dicom.zipped(toy_dicom.write_dicom(ict, folder / "ict"), folder / "ict.zip")
-    return load_series(packed, name="ict")
+    written = toy_dicom.write_dicom(ict, folder / "ict")
+    for path in written.iterdir():
+        header = pydicom.dcmread(path)
+        header.SpecificCharacterSet, header.PatientName, header.StudyID = "ISO_IR 100", PATIENT, "17"
+        header.save_as(path)
+    return load_series(toy_dicom.zipped(written, folder / "ict.zip"), name="ict")
 
 
-def unpacked(content: bytes, folder: Path) -> list[pydicom.Dataset]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        archive.extractall(folder)
-    return [pydicom.dcmread(path) for path in sorted(folder.rglob("*.dcm"))]
-
-
-@pytest.mark.parametrize(("name", "modality"), [("pct_on_ict", "CT"), ("pmr_on_ict", "MR")])
-def test_series_round_trip(source: DicomSeries, tmp_path: Path, name: str, modality: str) -> None:
+def artifact(name: str, folder: Path, geometry: Geometry = ANISOTROPIC) -> tuple[Path, Volume]:
+    """A file of this name and what is in it."""
     rng = np.random.default_rng(1)
-    data = rng.integers(-1000, 1500, SHAPE).astype(np.int16) if modality == "CT" else rng.random(SHAPE, np.float32)
-    volume = Volume(data, ANISOTROPIC)
-    content = export(name, volume, {}, source.headers[0], "hepalign 1")
-    slices = unpacked(content, tmp_path / "out")
-    back = load_series(tmp_path / "out" / name, name="back")
+    data: np.ndarray[Any, Any] = rng.integers(-1000, 1500, SHAPE).astype(np.int16)
+    if name.startswith("pmr"):
+        data = rng.integers(0, 2000, SHAPE).astype(np.float32)
+    if FORMS[name].kind == "SEG":
+        data = np.zeros(SHAPE, np.uint8)
+        data[4:16, 3:12, 2:10] = 1
+        if name.startswith("labels"):
+            data[6:8, 5:7, 4:6], data[10:12, 8:10, 6:8] = 2, 3
+    volume = Volume(data, geometry)
+    if FORMS[name].kind == "SC":
+        Image.fromarray(rng.integers(0, 255, (61, 83, 3)).astype(np.uint8)).save(folder / name)
+    else:
+        write_nifti(volume, folder / name)
+    return folder / name, volume
+
+
+def exported(name: str, source: DicomSeries, folder: Path, result: dict[str, Any] = RESULT) -> list[Path]:
+    """The DICOM files of an artifact."""
+    path, _ = artifact(name, folder)
+    with zipfile.ZipFile(io.BytesIO(export(name, path, result, kept(source)))) as archive:
+        archive.extractall(folder / "out")
+    return sorted((folder / "out").rglob("*.dcm"))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_is_valid_and_the_patients(source: DicomSeries, tmp_path: Path, name: str) -> None:
+    files = exported(name, source, tmp_path)
+    one = pydicom.dcmread(files[0])
+    assert (one.PatientID, str(one.PatientName)) == (toy_dicom.PATIENT_ID, PATIENT)
+    assert (one.StudyInstanceUID, one.StudyID) == (source.identity.study, "17")
+    assert one.SeriesInstanceUID != source.identity.series
+    assert one.SeriesDescription.endswith(NOTICE)
+    assert len(one.SeriesDescription) <= 64
+    assert "InstitutionName" not in one
+    for checker, complaint in (("dciodvfy", "Error"), ("dcmdump", "E:")):
+        if shutil.which(checker) is None:
+            pytest.skip(f"no {checker} here: install Debian's dicom3tools and dcmtk")
+        told = subprocess.run([checker, files[0]], capture_output=True, text=True, errors="replace")
+        wrong = [line for line in told.stderr.splitlines() if line.startswith(complaint)]
+        assert wrong == []
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.kind in ("CT", "MR")])
+def test_series_round_trip(source: DicomSeries, tmp_path: Path, name: str) -> None:
+    files = exported(name, source, tmp_path)
+    back = load_series(files[0].parent, name="back")
+    _, volume = artifact(name, tmp_path)
     assert back.volume.geometry.same_grid(volume.geometry)
-    np.testing.assert_allclose(back.volume.as_float(), volume.as_float(), atol=1e-4)
-    assert back.identity.modality == modality
-    assert back.identity.patient == toy_dicom.PATIENT_ID
-    assert (back.identity.study, back.identity.frame_of_reference) == (
-        source.identity.study, source.identity.frame_of_reference,
-    )  # fmt: skip
-    assert back.identity.series != source.identity.series
-    for one in slices:
-        assert one.ImageType[0] == "DERIVED"
-        assert NOTICE in one.SeriesDescription
-        assert one.ContributingEquipmentSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == "109103"
-        assert "InstitutionName" not in one
+    np.testing.assert_array_equal(back.volume.as_float(), volume.as_float())
+    assert back.identity.modality == FORMS[name].kind
+    assert back.identity.frame_of_reference == source.identity.frame_of_reference
+    one = pydicom.dcmread(files[3])
+    assert one.ImageType[:2] == ["DERIVED", "SECONDARY"]
+    equipment = one.ContributingEquipmentSequence[0]
+    assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109103"
+    assert equipment.SoftwareVersions == "hepalign 7"
+    if name == "inpct.nii.gz":
+        reference = one.SourceImageSequence[0].ReferencedSOPInstanceUID
+        assert reference == source.headers[3].SOPInstanceUID
+
+
+def test_weak_mr_keeps_its_digits(source: DicomSeries, tmp_path: Path) -> None:
+    data = np.random.default_rng(2).random(SHAPE, np.float32)
+    write_nifti(Volume(data, ANISOTROPIC), tmp_path / "pmr_on_ict.nii.gz")
+    packed = export("pmr_on_ict.nii.gz", tmp_path / "pmr_on_ict.nii.gz", RESULT, kept(source))
+    (tmp_path / "out.zip").write_bytes(packed)
+    np.testing.assert_allclose(load_series(tmp_path / "out.zip").volume.as_float(), data, atol=1 / 4095)
 
 
 def test_labels_become_segments(source: DicomSeries, tmp_path: Path) -> None:
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[4:16, 3:12, 2:10] = 1
-    labels[6:8, 5:7, 4:6], labels[10:12, 8:10, 6:8] = 2, 3
-    names = {1: "liver", 2: "tumour 1", 3: "tumour 2"}
-    content = export("labels_on_ict", Volume(labels, ANISOTROPIC), names, source.headers[0], "hepalign 1")
-    (path,) = (tmp_path / "seg.dcm",)
-    path.write_bytes(zipfile.ZipFile(io.BytesIO(content)).read("labels_on_ict/0000.dcm"))
+    (path,) = exported("labels_on_ict.nii.gz", source, tmp_path)
+    labels = np.asarray(artifact("labels_on_ict.nii.gz", tmp_path)[1].data)
     seg = hd.seg.segread(path)
     assert [seg.get_segment_description(n).segment_label for n in (1, 2, 3)] == ["liver", "tumour 1", "tumour 2"]
-    assert seg.PatientID == toy_dicom.PATIENT_ID
     assert seg.FrameOfReferenceUID == source.identity.frame_of_reference
+    referred = seg.ReferencedSeriesSequence[0]
+    assert referred.SeriesInstanceUID == source.identity.series
+    instances = {item.ReferencedSOPInstanceUID for item in referred.ReferencedInstanceSequence}
+    assert instances == {header.SOPInstanceUID for header in source.headers}
     read = seg.get_volume(combine_segments=True)
     lps_to_ras = np.diag([-1.0, -1, 1, 1])
-    for value in names:
-        mine = np.argwhere(labels == value)
-        theirs = np.argwhere(read.array == value)
+    for value in (1, 2, 3):
+        mine, theirs = np.argwhere(labels == value), np.argwhere(read.array == value)
         world = (lps_to_ras @ read.affine @ np.c_[theirs, np.ones(len(theirs))].T)[:3].T
-        expected = ANISOTROPIC.index_to_world(mine)
-        np.testing.assert_allclose(np.sort(world, axis=0), np.sort(expected, axis=0), atol=1e-3)
+        np.testing.assert_allclose(np.sort(world, axis=0), np.sort(ANISOTROPIC.index_to_world(mine), axis=0), atol=1e-3)
 
 
-def test_what_has_no_dicom_form_is_refused(source: DicomSeries) -> None:
+def test_dcmtk_sees_the_picture(source: DicomSeries, tmp_path: Path) -> None:
+    (path,) = exported("overview.png", source, tmp_path)
+    tool = shutil.which("dcm2img") or shutil.which("dcmj2pnm")
+    if tool is None:
+        pytest.skip("no dcmtk here: install Debian's dcmtk")
+    subprocess.run([tool, "--write-png", path, tmp_path / "back.png"], check=True)
+    back, sent = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("back.png", "overview.png"))
+    np.testing.assert_array_equal(back, sent)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [("reject", "REJECTED: DO NOT USE"), ("review", "REVIEW"), (None, "REJECTED")]
+)
+@pytest.mark.parametrize("name", FORMS)
+def test_a_reject_never_looks_like_an_accept(
+    source: DicomSeries, tmp_path: Path, name: str, status: str | None, said: str
+) -> None:
+    one = pydicom.dcmread(exported(name, source, tmp_path, RESULT | {"quality": {"status": status}})[0])
+    assert one.SeriesDescription.startswith(said)
+    assert len(one.SeriesDescription) <= 64
+
+
+def test_what_has_no_dicom_form_is_refused(source: DicomSeries, tmp_path: Path) -> None:
     with pytest.raises(RequestError) as error:
-        export("result", Volume(np.zeros(SHAPE, np.int16), ANISOTROPIC), {}, source.headers[0], "")
+        export("result.json", tmp_path / "result.json", RESULT, kept(source))
     assert (error.value.code, error.value.status) == ("no_dicom_form", 422)
+
+
+def test_results_of_one_anonymous_series_go_into_one_study(source: DicomSeries) -> None:
+    nameless = DicomSeries(source.volume, source.identity, tuple(pydicom.Dataset(header) for header in source.headers))
+    nameless.headers[0].StudyInstanceUID = ""
+    first, second = kept(nameless), kept(nameless)
+    assert first.StudyInstanceUID == second.StudyInstanceUID != ""
 
 
 def test_vault_hides_and_gives_back(source: DicomSeries, tmp_path: Path) -> None:
     vault = Vault(tmp_path / "key")
     facts = vault.keep(tmp_path / "sealed", source)
     sealed = (tmp_path / "sealed").read_bytes()
-    for secret in (toy_dicom.PATIENT_ID, "Mustermann"):
-        assert secret.encode() not in sealed
+    for secret in (toy_dicom.PATIENT_ID, "Müller"):
+        assert secret.encode("latin-1") not in sealed
         assert secret not in str(facts)
-    assert Vault(tmp_path / "key").open(tmp_path / "sealed").PatientID == toy_dicom.PATIENT_ID
+    opened = Vault(tmp_path / "key").open(tmp_path / "sealed")
+    assert (opened.PatientID, str(opened.PatientName)) == (toy_dicom.PATIENT_ID, PATIENT)
+    # Only what goes back is kept at all.
+    assert "SeriesDescription" not in opened
     assert (tmp_path / "key").stat().st_mode & 0o077 == 0
     check_same_patient(facts, [facts, {}])
     with pytest.raises(RequestError, match="patient"):

@@ -68,6 +68,7 @@ export class Look {
     this.#nextTumour = 0;
     $("to-tumour").disabled = !Object.keys(this.#places).length;
     this.#toTumour();
+    this.#read(this.#stage.here());
   }
 
   #at = {};
