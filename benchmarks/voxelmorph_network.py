@@ -57,7 +57,14 @@ def main() -> None:
     assert predict_theirs().shape == predict().shape
     size = "x".join(map(str, words.shape))
     times = interleaved({"ours": predict, "voxelmorph": predict_theirs}, words.rounds)
-    ratio(f"registration network vs voxelmorph, forward, {size}", times, "voxelmorph", "ours", at_least=3, bf16_gap_voxels=gap)
+    ratio(
+        f"registration network vs voxelmorph, forward, {size}",
+        times,
+        "voxelmorph",
+        "ours",
+        at_least=3,
+        bf16_gap_voxels=gap,
+    )
     ways = {"ours": _our_step(moving, fixed, device), "voxelmorph": _their_step(theirs.train(), moving, fixed)}
     times = interleaved(ways, words.rounds)
     ratio(f"registration network vs voxelmorph, training step, {size}", times, "voxelmorph", "ours", at_least=2)

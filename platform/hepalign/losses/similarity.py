@@ -166,23 +166,59 @@ def mind_ssc(image: Tensor, radius: int = 1, dilation: int = 1) -> Tensor:
             square = (part(padded, still, halo) - part(padded, offset, halo)).square()
             patches = _valid_window_sum(square, 2 * radius + 1)
             distances += [part(patches, a, 0), part(patches, [-q for q in b], 0)]
-    stacked = torch.cat(distances, 1)
-    least = stacked.amin(1, keepdim=True)
-    noise = stacked.mean(1, keepdim=True) - least
+    return _likeness(torch.cat(distances, 1))
+
+
+def pooled_mind(image: Tensor) -> Tensor:
+    """MIND-SSC at half the resolution, its patches being the blocks of 2³ voxels: [B,1,D,H,W] to [B,12,D/2,H/2,W/2].
+
+    The differences are taken between single voxels two apart, before anything is averaged, which keeps the vessels
+    that a coarser image has lost: measured on training cases, a registration on it errs by a fifth to a third less
+    than on MIND-SSC of the averaged image, and a little less than with patches of 3³ or 4³ voxels. Even shapes only.
+    """
+    shape = [n + 4 for n in image.shape[2:]]
+    half = [n // 2 for n in image.shape[2:]]
+    padded = F.pad(image, [4] * 6, mode="replicate")
+
+    def part(offset: list[int]) -> Tensor:
+        source = padded
+        for axis, start in enumerate(offset):
+            source = source.narrow(axis + 2, 2 + start, shape[axis])
+        return source
+
+    def at(blocks: Tensor, place: list[int]) -> Tensor:
+        for axis, step in enumerate(place):
+            blocks = blocks.narrow(axis + 2, 1 + step, half[axis])
+        return blocks
+
+    distances = []
+    for first, second in combinations(range(3), 2):
+        for sign in (1, -1):
+            a, b = [0, 0, 0], [0, 0, 0]
+            a[first], b[second] = 1, sign
+            offset = [2 * (q - p) for p, q in zip(a, b, strict=True)]
+            blocks = _block_sum((part([0, 0, 0]) - part(offset)).square())
+            distances += [at(blocks, a), at(blocks, [-q for q in b])]
+    return _likeness(torch.cat(distances, 1))
+
+
+def _block_sum(image: Tensor) -> Tensor:
+    """Sums over blocks of 2³ voxels."""
+    for axis in (2, 3, 4):
+        every = (slice(None),) * axis
+        image = image[(*every, slice(0, None, 2))] + image[(*every, slice(1, None, 2))]
+    return image
+
+
+def _likeness(distances: Tensor) -> Tensor:
+    """exp(−d/noise) of patch distances [B,12,D,H,W], the noise being their mean; the nearest patch has 1."""
+    least = distances.amin(1, keepdim=True)
+    noise = distances.mean(1, keepdim=True) - least
     typical = noise.mean(dim=(1, 2, 3, 4), keepdim=True)
     noise = torch.maximum(torch.minimum(noise, typical * 1000), (typical * 1e-3).clamp_min(1e-12))
-    if stacked.requires_grad:
-        return torch.exp((least - stacked) / noise)
-    return stacked.sub_(least).div_(noise.neg_()).exp_()
-
-
-def pooled_mind(image: Tensor, factor: int = 2) -> Tensor:
-    """MIND-SSC of dilation 2 averaged over cubes of `factor` voxels: [B,1,D,H,W] to [B,12,D/factor,…].
-
-    Taken before the averaging it keeps the vessels that a coarser image has lost: measured on training cases, a
-    registration on it errs by a fifth to a third less than on MIND-SSC of the averaged image.
-    """
-    return F.avg_pool3d(mind_ssc(image, dilation=2), factor)
+    if distances.requires_grad:
+        return torch.exp((least - distances) / noise)
+    return distances.sub_(least).div_(noise.neg_()).exp_()
 
 
 def _valid_window_sum(image: Tensor, size: int) -> Tensor:

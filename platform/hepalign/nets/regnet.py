@@ -1,7 +1,7 @@
 """The registration network: a two-level residual pyramid that predicts a stationary velocity.
 
 After VoxelMorph (Dalca et al. 2018, arXiv 1805.04605), LapIRN's pyramid of residual velocities (Mok & Chung 2020,
-arXiv 2006.16148) and PDD-Net's local cost volumes (Heinrich 2019, arXiv 1907.10931). Both images enter as MIND-SSC
+arXiv 2006.16148) and PDD-Net's volumes of matches (Heinrich 2019, arXiv 1907.10931). Both images enter as MIND-SSC
 and intensity at half resolution; level 1 works at a quarter, level 2 at a half; the caller upsamples to full
 resolution, where only the warp is done.
 """
@@ -9,6 +9,7 @@ resolution, where only the warp is done.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from hepalign.transform.warp import warp_tensor
 FIRST_SHARPNESS = 100.0
 MATCH_SCALE = 20.0
 SMOOTHING_PASSES = 2
+SLAB_PLANES = 4
 
 
 class RegNetConfig(BaseModel):
@@ -32,9 +34,8 @@ class RegNetConfig(BaseModel):
     Attributes:
         encoder_channels: feature channels at half resolution; twice as many at a quarter.
         level_channels: channels of the coarse U-Net and of the fine refiner.
-        coarse_reach: cost volume's reach at a quarter resolution, voxels of that level.
+        coarse_reach: match volume's reach at a quarter resolution, voxels of that level.
         fine_reach: the same at half resolution.
-        fine_iterations: how often the fine refiner is applied, with shared weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,7 +44,6 @@ class RegNetConfig(BaseModel):
     level_channels: int = Field(32, ge=8)
     coarse_reach: int = Field(2, ge=0, le=4)
     fine_reach: int = Field(1, ge=0, le=2)
-    fine_iterations: int = Field(1, ge=1, le=4)
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class RegNet(nn.Module):
         self.encode_half = nn.Sequential(_conv(MIND_CHANNELS + 1, c), _conv(c, c))
         self.encode_quarter = nn.Sequential(_conv(c, 2 * c, stride=2), _conv(2 * c, 2 * c))
         coarse_costs = (2 * self.config.coarse_reach + 1) ** 3
-        self.coarse = _CoarseUNet(2 * coarse_costs + 4 * c, width)
+        self.coarse = _CoarseUNet(coarse_costs + 4 * c, width)
         self.coarse_logits = _zero_head(width, coarse_costs)
         self.coarse_sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS))
         fine_costs = (2 * self.config.fine_reach + 1) ** 3
-        self.fine = nn.Sequential(_conv(2 * fine_costs + 2 * c + 3, width), _conv(width, width), _conv(width, width))
+        self.fine = nn.Sequential(_conv(fine_costs + 2 * c + 3, width), _conv(width, width), _conv(width, width))
         self.fine_logits = _zero_head(width, fine_costs)
         self.fine_sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS))
         self.coarse_velocity = _velocity_head(width)
@@ -91,26 +91,23 @@ class RegNet(nn.Module):
         moving_quarter, fixed_quarter = quarter[:batch], quarter[batch:]
 
         reach = self.config.coarse_reach
-        costs = cost_volume(moving_quarter, fixed_quarter, reach)
         mind_half = inputs[:, :MIND_CHANNELS].float()
         mind = F.avg_pool3d(mind_half, 2)
         matches = match_volume(mind[:batch], mind[batch:], reach)
-        seen = [costs, (MATCH_SCALE * matches).to(costs.dtype), moving_quarter, fixed_quarter]
-        context = self.coarse(torch.cat(seen, 1))
+        context = self.coarse(_joined(MATCH_SCALE * matches, moving_quarter, fixed_quarter))
         logits = self.coarse_sharpness * matches + self.coarse_logits(context).float()
         velocity_quarter = expected_offset(logits, reach) + self.coarse_velocity(context).float()
-        velocity = upsample_field(velocity_quarter)
+
         reach = self.config.fine_reach
-        sources = torch.cat([moving_half.float(), mind_half[:batch]], 1)
-        for _ in range(self.config.fine_iterations):
-            warped = warp_tensor(sources, integrate(velocity))
-            learned = warped[:, : moving_half.shape[1]].to(fixed_half.dtype)
-            matches = match_volume(warped[:, moving_half.shape[1] :], mind_half[batch:], reach)
-            costs = cost_volume(learned, fixed_half, reach)
-            seen = [costs, (MATCH_SCALE * matches).to(costs.dtype), learned, fixed_half, velocity.to(costs.dtype)]
-            context = self.fine(torch.cat(seen, 1))
-            logits = self.fine_sharpness * matches + self.fine_logits(context).float()
-            velocity = velocity + expected_offset(logits, reach) + self.fine_velocity(context).float()
+        # what the fine level sees is given: its gradient through the warp costs much and steers little (as in RAFT)
+        moved = upsample_field(integrate(velocity_quarter.detach()))
+        warped = warp_tensor(torch.cat([moving_half.float(), mind_half[:batch]], 1), moved)
+        learned, carried = warped.split([moving_half.shape[1], MIND_CHANNELS], 1)
+        matches = match_volume(carried, mind_half[batch:], reach)
+        velocity = upsample_field(velocity_quarter)
+        context = self.fine(_joined(MATCH_SCALE * matches, learned, fixed_half, velocity.detach()))
+        logits = self.fine_sharpness * matches + self.fine_logits(context).float()
+        velocity = velocity + expected_offset(logits, reach) + self.fine_velocity(context).float()
         return Velocities(velocity_quarter, velocity)
 
 
@@ -134,35 +131,24 @@ class _CoarseUNet(nn.Module):
         return result
 
 
-def cost_volume(moving: Tensor, fixed: Tensor, reach: int) -> Tensor:
-    """Mean product of features at each integer offset within ±reach: [B,C,D,H,W] twice to [B,(2 reach+1)³,D,H,W].
-
-    Offset o's channel holds ⟨fixed(x), moving(x + o)⟩ / C; zeros outside the grid.
-    """
-    padded = F.pad(moving, [reach] * 6)
-    shape = fixed.shape[2:]
-    offsets = range(2 * reach + 1)
-    costs = [
-        (fixed * padded[:, :, i : i + shape[0], j : j + shape[1], k : k + shape[2]]).mean(1)
-        for i in offsets
-        for j in offsets
-        for k in offsets
-    ]
-    return torch.stack(costs, 1)
-
-
 def match_volume(moving: Tensor, fixed: Tensor, reach: int) -> Tensor:
-    """Minus the mean squared difference of MIND-SSC at each offset, averaged over 3³ voxels: [B,(2 reach+1)³,D,H,W]."""
-    padded = F.pad(moving, [reach] * 6, mode="replicate")
-    shape = fixed.shape[2:]
-    offsets = range(2 * reach + 1)
-    matches = [
-        -(fixed - padded[:, :, i : i + shape[0], j : j + shape[1], k : k + shape[2]]).square().mean(1)
-        for i in offsets
-        for j in offsets
-        for k in offsets
-    ]
-    return F.avg_pool3d(torch.stack(matches, 1), 3, stride=1, padding=1, count_include_pad=False)
+    """Minus the mean squared difference of MIND-SSC at each offset, averaged over 3³ voxels: [B,(2 reach+1)³,D,H,W].
+
+    It has no gradient; slab by slab, so that scratch memory stays in the cache.
+    """
+    padded = F.pad(moving, [reach] * 6, mode="replicate").detach()
+    depth, height, width = fixed.shape[2:]
+    offsets = list(product(range(2 * reach + 1), repeat=3))
+    costs = fixed.new_empty(fixed.shape[0], len(offsets), depth, height, width)
+    for start in range(0, depth, SLAB_PLANES):
+        stop = min(depth, start + SLAB_PLANES)
+        target = fixed[:, :, start:stop].detach()
+        scratch = torch.empty_like(target)
+        for channel, (i, j, k) in enumerate(offsets):
+            source = padded[:, :, start + i : stop + i, j : j + height, k : k + width]
+            torch.sub(target, source, out=scratch).square_()
+            torch.sum(scratch, 1, out=costs[:, channel, start:stop])
+    return _box(costs.mul_(-1 / fixed.shape[1]))
 
 
 def expected_offset(logits: Tensor, reach: int) -> Tensor:
@@ -174,13 +160,30 @@ def expected_offset(logits: Tensor, reach: int) -> Tensor:
     offsets = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij")).reshape(3, -1)
     mean = torch.einsum("bodhw,co->bcdhw", logits.softmax(1), offsets)
     for _ in range(SMOOTHING_PASSES):
-        mean = F.avg_pool3d(F.pad(mean, [1] * 6, mode="replicate"), 3, stride=1)
+        mean = _box(mean)
     return mean
+
+
+def _box(image: Tensor) -> Tensor:
+    """The mean over 3³ voxels, the border's value outside."""
+    for axis in (2, 3, 4):
+        padding = [0] * 6
+        padding[2 * (4 - axis)] = padding[2 * (4 - axis) + 1] = 1
+        padded = F.pad(image, padding, mode="replicate")
+        length = image.shape[axis]
+        image = (padded.narrow(axis, 0, length) + image).add_(padded.narrow(axis, 2, length))
+    return image / 27
 
 
 def upsample_field(field: Tensor) -> Tensor:
     """A voxel field or velocity [B,3,d,h,w] on the grid of twice the shape, in that grid's voxels."""
     return 2 * F.interpolate(field, scale_factor=2, mode="trilinear", align_corners=False)
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    """The parts as one [B,C,D,H,W] in the memory order that convolutions like, in the least precise part's type."""
+    kind = min((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
+    return torch.cat([part.to(kind, memory_format=torch.channels_last_3d) for part in parts], 1)
 
 
 def _conv(inputs: int, outputs: int, *, stride: int = 1, kernel: int = 3) -> nn.Sequential:

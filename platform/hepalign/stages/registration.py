@@ -17,7 +17,7 @@ from hepalign.cases.case import Split
 from hepalign.cases.cohort import Cohort
 from hepalign.cases.registration_data import RegistrationData, registration_loader
 from hepalign.losses.regularisation import bending_energy, diffusion
-from hepalign.losses.similarity import lncc_loss, mind_loss, weighted_mean
+from hepalign.losses.similarity import lncc_loss, pooled_mind, weighted_mean
 from hepalign.nets.checkpoint import unwrap
 from hepalign.nets.precision import autocast, channels_last
 from hepalign.nets.regnet import RegNet, RegNetConfig, Velocities, upsample_field
@@ -172,14 +172,16 @@ class RegistrationStage:
         mask, liver, moving_liver, truth = self._images(batch, "fixed_mask", "fixed_liver", "moving_liver", "field")
         velocity = velocities.half.float()
         displacement = integrate(velocity)
-        moving_half, fixed_half = F.avg_pool3d(moving, 2), F.avg_pool3d(fixed, 2)
-        warped = warp_tensor(moving_half, displacement)
         trusted = _eroded(-F.max_pool3d(-mask, 2))
         terms: dict[str, Tensor] = {}
         if weights.mind:
-            terms["mind"] = mind_loss(warped, fixed_half, trusted)
+            # the measure that refinement goes on with: the features themselves are warped
+            features = pooled_mind(torch.cat([moving, fixed]))
+            warped, target = warp_tensor(features[: len(moving)], displacement), features[len(moving) :]
+            terms["mind"] = weighted_mean((warped - target).square(), trusted)
         if weights.lncc:
-            terms["lncc"] = 1 + lncc_loss(warped, fixed_half, 7, trusted)
+            warped = warp_tensor(F.avg_pool3d(moving, 2), displacement)
+            terms["lncc"] = 1 + lncc_loss(warped, F.avg_pool3d(fixed, 2), 7, trusted)
         if weights.diffusion:
             terms["diffusion"] = diffusion(velocity)
         if weights.bending:

@@ -4,7 +4,15 @@ import pytest
 import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
 
-from hepalign.losses.similarity import lncc_loss, mind_loss, mind_ssc, squared_lncc, weighted_mean, window_sum
+from hepalign.losses.similarity import (
+    lncc_loss,
+    mind_loss,
+    mind_ssc,
+    pooled_mind,
+    squared_lncc,
+    weighted_mean,
+    window_sum,
+)
 
 
 def images(seed: int, shape: tuple[int, ...] = (2, 1, 12, 10, 9)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,3 +107,23 @@ def test_ill_shapes_and_even_windows_are_refused() -> None:
         squared_lncc(a, b[..., :-1])
     with pytest.raises(ValueError, match="odd"):
         squared_lncc(a, b, 4)
+
+
+def test_pooled_mind_compares_blocks_of_single_differences() -> None:
+    image, _ = images(6, (2, 1, 12, 10, 8))
+    features = pooled_mind(image)
+    assert features.shape == (2, 12, 6, 5, 4)
+    # the same by the definition, at the block of voxels (4..5, 4..5, 2..3) of the first image
+    distances = []
+    voxels = [(i, j, k) for i in (4, 5) for j in (4, 5) for k in (2, 3)]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        for sign in (1, -1):
+            for turned in (1, -1):
+                a, b = [0, 0, 0], [0, 0, 0]
+                a[first], b[second] = 2, 2 * sign
+                ends = (a, b) if turned == 1 else ([-n for n in b], [-n for n in a])
+                values = [[float(image[0, 0, i + e[0], j + e[1], k + e[2]]) for i, j, k in voxels] for e in ends]
+                distances.append(sum((x - y) ** 2 for x, y in zip(*values, strict=True)))
+    found = torch.tensor(distances)
+    expected = torch.exp(-(found - found.min()) / (found - found.min()).mean())
+    torch.testing.assert_close(features[0, :, 2, 2, 1], expected, rtol=1e-4, atol=1e-5)
