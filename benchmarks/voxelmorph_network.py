@@ -44,8 +44,7 @@ def main() -> None:
 
     def predict(*, reduced: bool = True) -> Tensor:
         with torch.inference_mode(), autocast(device, enabled=reduced):
-            field = upsample_field(integrate(ours(moving, fixed).half))
-        return field
+            return upsample_field(integrate(ours(moving, fixed).half))
 
     def predict_theirs() -> Tensor:
         with torch.inference_mode():
@@ -75,7 +74,8 @@ def _our_step(moving: Tensor, fixed: Tensor, device: torch.device):  # type: ign
     one = torch.ones_like(moving)
     batch: dict[str, object] = {
         "moving": moving, "fixed": fixed, "fixed_mask": one, "moving_liver": one, "fixed_liver": one,
-        "has_liver": torch.tensor([True]), "field": torch.zeros(1, 3, *moving.shape[2:]), "has_field": torch.tensor([True]),
+        "has_liver": torch.tensor([True]), "has_field": torch.tensor([True]),
+        "field": torch.zeros(1, 3, *moving.shape[2:]),
     }  # fmt: skip
 
     def step() -> None:
