@@ -48,7 +48,8 @@ def evaluation(
     rows = [
         {
             "case": case, "patient": patient.format(case), "split": "test", "method": "proposed-refine",
-            "pair": "pCT-iCT", "status": "ok", "liver_tre_mm": value, "liver_dice": dice, "folding_fraction": 0.0,
+            "pair": "pCT-iCT", "status": "ok", "message": f"{case} is fine",
+            "liver_tre_mm": value, "liver_dice": dice, "folding_fraction": 0.0,
         }
         for case, value in tre_mm.items()
     ]  # fmt: skip
@@ -69,7 +70,7 @@ def evaluation(
         },
         "cases": rows,
         "table": table,
-        "images": {"synthesis": [], "inpainting": []},
+        "images": {"synthesis": [], "inpainting": [], "cases": [{"case": case} for case in tre_mm]},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")

@@ -85,7 +85,7 @@ def tune(config: RunConfig, resume: bool = False, *, build: StageFactory | None 
         first = next((trial.error for trial in trials if trial.error), "none reported a score")
         raise WorkFailedError(f"all {len(trials)} trials failed: {first}", code="all_trials_failed")
     best = min(scored, key=lambda trial: trial.score)
-    written = write_report(folder, with_settings(base, best.settings), trials, best)
+    written = write_report(folder, with_settings(base, best.settings), trials, best, search.space)
     close_run(base)
     return TuneResult(folder, dict(best.settings), best.score, written)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,17 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import optuna
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
-from scipy.stats import spearmanr
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import FanovaImportanceEvaluator
 
-from hepalign.config import RunConfig
+from hepalign.config import Distribution, RunConfig
+
+# Fewer different scores tell nothing of what moves them.
+FEWEST_SCORES = 3
 
 
 @dataclass(frozen=True)
@@ -38,29 +44,48 @@ class Trial:
     error: str
 
 
-def write_report(folder: Path, winner: RunConfig, trials: Sequence[Trial], best: Trial) -> Path:
-    """Write `trials.csv`, `report.png` and `best.yaml`; returns the last."""
-    keys = list(best.settings)
+def write_report(
+    folder: Path, winner: RunConfig, trials: Sequence[Trial], best: Trial, space: Mapping[str, Distribution]
+) -> Path:
+    """Write `trials.csv`, `report.png`, `importance.json` and `best.yaml`; returns the last."""
+    keys = list(space)
     with (folder / "trials.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["trial", "score", "epochs", "error", *keys])
         for trial in sorted(trials, key=lambda found: found.score):
             settings = [trial.settings.get(key) for key in keys]
             writer.writerow([trial.name, trial.score, trial.epochs, trial.error, *settings])
-    _draw(folder / "report.png", [trial for trial in trials if math.isfinite(trial.score)], keys, best)
+    scored = [trial for trial in trials if math.isfinite(trial.score)]
+    found = importance(scored, space)
+    (folder / "importance.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    _draw(folder / "report.png", scored, keys, best, found)
     return _write_winner(folder, winner, best, len(trials))
 
 
-def importance(trials: Sequence[Trial], keys: Sequence[str]) -> dict[str, float]:
-    """How much each numeric setting moves the score: |Spearman's rho| over the trials; 0 where it cannot be told."""
-    found = {}
-    for key in keys:
-        values = [value for trial in trials if isinstance(value := trial.settings.get(key), int | float)]
-        numeric = len(values) == len(trials)
-        varied = numeric and len(set(values)) > 1 and len({trial.score for trial in trials}) > 1
-        rho = float(spearmanr(values, [trial.score for trial in trials]).statistic) if varied else 0.0
-        found[key] = abs(rho) if math.isfinite(rho) else 0.0
-    return found
+def importance(trials: Sequence[Trial], domains: Mapping[str, Distribution]) -> dict[str, float]:
+    """Each setting's share of the score's variance (fANOVA), all together 1; empty where it cannot be told.
+
+    A rank correlation would give 0 to a weight whose best value lies in the middle.
+    """
+    study = optuna.create_study()
+    for trial in trials:
+        values = {key: trial.settings[key] for key in domains}
+        distributions = {key: _optuna_domain(domain) for key, domain in domains.items()}
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=trial.score))
+    if len({trial.score for trial in trials}) < FEWEST_SCORES:
+        return {}
+    found = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {key: float(found.get(key, 0.0)) for key in domains}
+
+
+def _optuna_domain(domain: Distribution) -> BaseDistribution:
+    if domain.log_uniform is not None:
+        return FloatDistribution(*domain.log_uniform, log=True)
+    if domain.uniform is not None:
+        return FloatDistribution(*domain.uniform)
+    if domain.integers is not None:
+        return IntDistribution(*domain.integers)
+    return CategoricalDistribution(domain.choice or [])
 
 
 def _write_winner(folder: Path, winner: RunConfig, best: Trial, count: int) -> Path:
@@ -77,7 +102,7 @@ def _write_winner(folder: Path, winner: RunConfig, best: Trial, count: int) -> P
     return path
 
 
-def _draw(path: Path, trials: Sequence[Trial], keys: Sequence[str], best: Trial) -> None:
+def _draw(path: Path, trials: Sequence[Trial], keys: Sequence[str], best: Trial, found: Mapping[str, float]) -> None:
     figure = Figure(figsize=(12, 4), layout="constrained")
     course, parallel, bars = figure.subplots(1, 3)
     scores = [trial.score for trial in trials]
@@ -86,9 +111,8 @@ def _draw(path: Path, trials: Sequence[Trial], keys: Sequence[str], best: Trial)
     course.set(xlabel="trial", ylabel="score (smaller is better)", title="Course")
     course.legend()
     _parallel(parallel, trials, keys, best)
-    found = importance(trials, keys)
     bars.barh(list(found), list(found.values()))
-    bars.set(xlim=(0, 1), xlabel="|Spearman's ρ| with the score", title="Importance")
+    bars.set(xlim=(0, 1), xlabel="share of the score's variance (fANOVA)", title="Importance")
     figure.savefig(path, dpi=110)
 
 

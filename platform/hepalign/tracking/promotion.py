@@ -152,13 +152,13 @@ def _pinned(folder: Path) -> dict[str, str]:
 def _champion_results(
     api: MlflowClient, history: list[ledger.Entry], results: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The champion's stored evaluation; None when there is none yet. An ablation row named champion comes first."""
+    """The champion's evaluation, nameless; None when there is none yet. An ablation row named champion comes first."""
     stack = ledger.champions(history)
     if not stack:
         return None
     rows = [row | {"method": "proposed-refine"} for row in results["cases"] if row["method"] == CHAMPION]
     if rows:
-        return {"provenance": results["provenance"], "cases": rows}
+        return gates.nameless({"provenance": results["provenance"], "cases": rows})
     version = api.get_model_version(MODEL, stack[-1].version)
     with tempfile.TemporaryDirectory() as scratch:
         return _json(Path(api.download_artifacts(str(version.run_id), EVALUATION, scratch)))
@@ -174,9 +174,9 @@ def _store(api: MlflowClient, version: str, folder: Path, report: Mapping[str, A
     for name in (GATE_FILE, CARD_FILE):
         if (folder / name).is_file():
             api.log_artifact(run_id, str(folder / name))
-    for name in (RESULTS_FILE, "table2.csv", "cases.csv"):
-        if (evaluation / name).is_file():
-            api.log_artifact(run_id, str(evaluation / name), "evaluation")
+    api.log_dict(run_id, gates.nameless(_json(evaluation / RESULTS_FILE)), EVALUATION)
+    if (evaluation / "table2.csv").is_file():
+        api.log_artifact(run_id, str(evaluation / "table2.csv"), "evaluation")
     api.set_model_version_tag(MODEL, version, "gate", "passed" if report["passed"] else "refused")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -32,8 +34,18 @@ def client(uri: str | None = None) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     chosen = uri or tracking_uri()
     if chosen.startswith(SQLITE):
-        Path(chosen.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        _make_tables(chosen)
     return MlflowClient(tracking_uri=chosen, registry_uri=chosen)
+
+
+@cache
+def _make_tables(uri: str) -> None:
+    """Let one process at a time look whether a SQLite file has its tables: MLflow's migrations do not bear two."""
+    path = Path(uri.removeprefix(SQLITE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
 
 
 def exists(uri: str | None = None) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from small_release import evaluation, small_release
 
 from hepalign.errors import BadInputError
-from hepalign.tracking.gate import Policy, judge, read_policy
+from hepalign.tracking.gate import Policy, judge, nameless, read_policy
 from hepalign.tracking.provenance import patient_hash
 
 CASES = {f"case-{n}": 2.0 + 0.1 * n for n in range(8)}
@@ -31,7 +31,8 @@ def results(tmp_path: Path, release: Path, tre_mm: dict[str, float] = CASES, **c
 def failed(policy: dict[str, Any], found: dict[str, Any], manifest: Any = None, champion: Any = None) -> list[str]:
     rules = Policy.model_validate({"min_cases": 1, "thresholds": []} | policy)
     manifest = {"training_data": {"patients": []}} if manifest is None else manifest
-    return [check.rule for check in judge(rules, found, manifest, champion) if not check.passed]
+    before = None if champion is None else nameless(champion)
+    return [check.rule for check in judge(rules, found, manifest, before) if not check.passed]
 
 
 def threshold(**bound: float) -> dict[str, Any]:

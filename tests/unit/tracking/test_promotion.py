@@ -68,6 +68,19 @@ def test_promote_serve_roll_back(mlflow: str, tmp_path: Path, policy: Path) -> N
         verify_promotion("2", str(second["release_sha256"]))
 
 
+def test_what_mlflow_keeps_of_an_evaluation_names_nobody(mlflow: str, tmp_path: Path, policy: Path) -> None:
+    """Neither in its database nor in its files: cases and patients are hashes there."""
+    release = small_release(tmp_path / "1", 1, patients=("doe-trained",))
+    judged = evaluation(tmp_path / "e", release, GOOD, patient="doe-{}")
+    promote(str(release), evaluation=judged, policy=policy, reason="good", who="owner")
+    stored = [path for path in (tmp_path / "mlflow").rglob("*") if path.is_file() and "cache" not in path.parts]
+    assert any(path.name == "results.json" for path in stored)
+    for path in stored:
+        content = path.read_bytes()
+        assert b"doe-" not in content, path.name
+        assert b"case-" not in content, path.name
+
+
 def test_an_alias_moved_by_hand_is_refused(mlflow: str, tmp_path: Path, policy: Path) -> None:
     put_forward(tmp_path, policy, 1)
     version = register_release(small_release(tmp_path / "2", 2))
