@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -41,7 +42,7 @@ class Releases:
 
         logs.configure(name, settings.data_folder, settings.log_level)
         tracing.configure(name, settings.traces)
-        torch.set_num_threads(share.threads)
+        torch.set_num_threads(share.threads or os.cpu_count() or 1)
         self.pipeline = pipeline
         self.shelf = open_shelf(settings)
         self._bundles: dict[str, Any] = {}

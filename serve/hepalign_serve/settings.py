@@ -39,7 +39,7 @@ class Replicas(_Section):
     )
     num_cpus: float = Field(default=0.1, ge=0, description="Ray's share; 1 or more on real machines")
     num_gpus: float = Field(default=0.0, ge=0, description="Ray's share of a GPU")
-    threads: int = Field(default=1, gt=0, description="torch threads of a replica")
+    threads: int = Field(default=0, ge=0, description="torch threads of a replica; 0: one for each core")
 
     @property
     def most(self) -> int:

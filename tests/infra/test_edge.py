@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -14,10 +15,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from served import Served, problem
+from certificates import make_certificate
+from served import Served, in_background, problem, replicas
 
 Call = Callable[..., httpx2.Response]
 
@@ -27,20 +26,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def make_certificate(folder: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now,
-                                   now + datetime.timedelta(days=1))  # fmt: skip
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-    signed = made.add_extension(names, critical=False).sign(key, hashes.SHA256())
-    folder.mkdir()
-    (folder / "edge.crt").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "edge.key").write_bytes(key.private_bytes(*form))
 
 
 @contextmanager
@@ -109,6 +94,30 @@ def test_fault_57_headers_are_bounded(call: Call) -> None:
 
 def test_fault_54_body_is_bounded(call: Call) -> None:
     problem(call("PUT", "/v1/cases/x/images/ict", content=b"\0" * (2 << 20)), 413, "too_large")
+
+
+def test_fault_64_an_ingress_that_dies_in_a_request(served: Served, call: Call) -> None:
+    """The caller gets a problem document, comes back with the same key, and finds its job."""
+    case = served.newly_planned_case()
+    headers = {"Authorization": f"Bearer {served.token}", "Idempotency-Key": f"edge-{case}", "Prefer": "wait=60"}
+
+    def guide() -> httpx2.Response:
+        return call("POST", f"/v1/cases/{case}/guide", json={"engine": "fast"}, headers=headers)
+
+    with served.held("guide"):
+        waiting = in_background(guide)
+        while not [job for job in served.call("GET", f"/v1/cases/{case}").json()["jobs"] if job["kind"] == "guide"]:
+            time.sleep(0.2)
+        for pid in replicas(served, "Ingress"):
+            os.kill(pid, signal.SIGKILL)
+        problem(waiting(), 503, "replica_lost")
+    for _ in range(60):
+        answer = guide()
+        if answer.status_code == 200:
+            break
+        assert answer.status_code in (409, 503)
+        time.sleep(int(answer.headers["retry-after"]))
+    assert answer.json()["attempt"] == 1
 
 
 def test_fault_64_lost_service_is_a_problem_document(root: Path, tmp_path: Path) -> None:

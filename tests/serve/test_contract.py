@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,11 @@ def test_retention_erases_what_nobody_touched(tmp_path: Path) -> None:
     housekeeping.erase(records, Shelf(tmp_path), "old")
     assert housekeeping.sweep(records, Shelf(tmp_path)) == 1
     assert [path.name for path in (tmp_path / "cases").iterdir()] == ["new"]
+
+
+def test_alerts_name_routes_that_exist(root: Path, tmp_path: Path) -> None:
+    paths = create_app(Settings(data_folder=tmp_path), NoDesk()).openapi()["paths"]
+    rules = (root / "infra/monitoring/alerts.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r'route="([^"]+)"', rules))
+    assert named
+    assert named <= paths.keys()

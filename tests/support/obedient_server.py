@@ -18,7 +18,6 @@ from hepalign_serve.pipeline import HepalignPipeline
 from hepalign_serve.run import serving
 from hepalign_serve.settings import Settings
 
-
 HELD = "held"
 
 
@@ -97,8 +96,11 @@ def main(folder: Path) -> None:
         "release_poll_s": 0.5,
         "housekeeping_s": 1,
         "ray_cpus": 4,
-        "plan": {"deadline_s": 60, "attempts": 3},
-        "guide": {"deadline_s": 30, "attempts": 2},
+        "plan": {"deadline_s": 60, "attempts": 3, "threads": 1},
+        "guide": {"deadline_s": 30, "attempts": 2, "threads": 1},
+        "synthesis": {"threads": 1},
+        "inpainting": {"threads": 1},
+        "shadow": {"threads": 1},
         "limits": {
             "upload_bytes": 8 * 2**20,
             "stall_s": 1.5,
