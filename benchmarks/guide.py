@@ -15,6 +15,7 @@ import time
 import torch
 
 from hepalign.evaluation.baselines import BASELINES
+from hepalign.evaluation.baselines.isolated import run_apart
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.guide import guide
 from hepalign.inference.register import Engine
@@ -54,9 +55,12 @@ def main() -> None:
         for engine, error_mm in last.items():
             errors[engine].append(error_mm)
         for peer in words.peers:
-            found = BASELINES[peer].register(
+            task = BASELINES[peer].task(
                 case.plan.pct, case.ict, fixed_mask=~case.probe_mask.as_mask(), threads=words.threads
             )
+            (found,) = run_apart([task])
+            if isinstance(found, str):
+                raise SystemExit(f"{peer}: {found}")
             seconds[peer] += [found.seconds] * words.rounds
             errors[peer].append(case.error_mm(found.field))
     state(seconds, errors, words.peers, words.shape.replace(",", "×"))

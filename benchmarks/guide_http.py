@@ -19,7 +19,7 @@ from hepalign.inference.guide import guide
 from hepalign.inference.planner import plan
 from hepalign_serve.client import Client
 from hepalign_serve.run import serving
-from hepalign_serve.settings import Lane, Settings
+from hepalign_serve.settings import Lane, Replicas, Settings
 from scene import release, scene
 from timing import ratio
 
@@ -42,10 +42,10 @@ def main() -> None:
         volumes = {"pmr": case.plan.pmr, "pct": case.plan.pct, "ict": case.ict, "ict-probe-mask": case.probe_mask}
         for role, volume in (volumes | {k.replace("_", "-"): v for k, v in case.plan.labels.items()}).items():
             write_nifti(volume, folder / f"{role}.nii.gz")
-        lane = Lane(threads=words.threads)
+        lane, nets = Lane(threads=words.threads), Replicas(threads=words.threads)
         settings = Settings(
-            release=str(bundle.folder), data_folder=folder / "service", port=0,
-            lanes={"guide": lane, "plan": lane},
+            release=str(bundle.folder), unjudged_release=True, data_folder=folder / "service", port=0,
+            plan=lane, guide=lane, synthesis=nets, inpainting=nets,
         )  # fmt: skip
         with serving(settings) as service, Client(service.url, service.token) as client:
             remote = client.open_case()
