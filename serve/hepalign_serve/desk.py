@@ -87,10 +87,10 @@ class Desk:
             self._metrics.request(request)
 
     async def status(self) -> dict[str, Any]:
-        """The release in force (None until it is warm everywhere)."""
-        if self._releases.keys() != self._workers.keys():
+        """The release that guides are answered with (None until it is warm); plans wait for theirs in the queue."""
+        release = self._releases.get("guide")
+        if release is None:
             return {"release": None}
-        release = self._releases["guide"]
         return {"release": {"digest": release.digest, "name": release.name, "version": release.version,
                 "networks": dict(release.networks)}}  # fmt: skip
 

@@ -17,6 +17,7 @@ from hepalign_serve.settings import Settings
 
 TELL_EVERY_S = 1.0
 DESK_TIMEOUT_S = 10.0
+ADMIT_TIMEOUT_S = 1.0
 
 
 class Ingress:
@@ -62,7 +63,7 @@ class RemoteDesk:
     async def admit(self, site: str) -> bool:
         """See `DeskClient`."""
         try:
-            admitted: bool = (await self._call("admit", site=site))["admitted"]
+            admitted: bool = (await self._call("admit", ADMIT_TIMEOUT_S, site=site))["admitted"]
         except HepalignError:
             # While the desk comes back, reading goes on; whatever changes something waits for the audit anyway.
             return True
@@ -78,9 +79,9 @@ class RemoteDesk:
         status: dict[str, Any] = await self._call("status")
         return status
 
-    async def _call(self, method: str, **words: Any) -> Any:
+    async def _call(self, method: str, timeout_s: float = DESK_TIMEOUT_S, **words: Any) -> Any:
         try:
-            async with asyncio.timeout(DESK_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 answer = await getattr(self._handle, method).remote(**words)
         except Exception as error:
             raise busy("the desk cannot be reached", "desk_unavailable", 503) from error

@@ -33,6 +33,7 @@ from hepalign_serve.shelf import FOLDERS
 LOCAL_SITE = "local"
 APPLICATION = "hepalign"
 PROXY_READY_S = 60
+REMOVALS = 5
 _ENDING = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -51,8 +52,10 @@ class Server:
         serve.shutdown()  # type: ignore[no-untyped-call]
         if self.owns_ray:
             ray.shutdown()
-        if self.ray_folder is not None:
-            shutil.rmtree(self.ray_folder, ignore_errors=True)
+        # Ray's daemons may still be writing their last lines.
+        for _ in range(REMOVALS if self.ray_folder else 0):
+            shutil.rmtree(str(self.ray_folder), ignore_errors=True)
+            time.sleep(0.1)
 
 
 def start(settings: Settings, *, pipeline: Pipeline | None = None, ready_s: float = 300.0) -> Server:
@@ -67,6 +70,8 @@ def start(settings: Settings, *, pipeline: Pipeline | None = None, ready_s: floa
         WorkFailedError: `not_ready` when the service is not ready in time.
     """
     settings = _settled(settings)
+    if settings.ray_address == "local":
+        _require_free(settings.host, settings.port)
     records = prepare(settings)
     token = None if sites.list_sites(records) else sites.add_site(records, LOCAL_SITE)
     records.engine.dispose()
@@ -94,7 +99,6 @@ def _http(settings: Settings) -> dict[str, Any]:
 
 def _settled(settings: Settings) -> Settings:
     port = settings.port or _free_port(settings.host)
-    _require_free(settings.host, port)
     metrics_port = settings.metrics_port or _free_port("127.0.0.1")
     found = {"data_folder": settings.data_folder.resolve(), "port": port, "metrics_port": metrics_port}
     return settings.model_copy(update=found)

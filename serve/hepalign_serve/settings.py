@@ -117,7 +117,7 @@ class Settings(_Section):
     guide: Lane = Lane(deadline_s=120.0)
     synthesis: Replicas = Replicas()
     inpainting: Replicas = Replicas()
-    shadow: Lane = Lane()
+    shadow: Replicas = Replicas()
     oidc: Oidc | None = None
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 from hepalign.errors import HepalignError
 from hepalign.transform.files import read_field
 from hepalign_serve.replicas import Releases
-from hepalign_serve.settings import Lane, Settings
+from hepalign_serve.settings import Replicas, Settings
 from hepalign_serve.task import Errand, Pinned
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ NICENESS = 19
 class Shadow:
     """The whole chain in one process of its own."""
 
-    def __init__(self, name: str, settings: Settings, lane: Lane, pipeline: Pipeline) -> None:
+    def __init__(self, name: str, settings: Settings, share: Replicas, pipeline: Pipeline) -> None:
         os.nice(NICENESS)
-        self._releases = Releases(name, settings, lane, pipeline)
+        self._releases = Releases(name, settings, share, pipeline)
 
     async def warm(self, release: Pinned) -> dict[str, Any]:
         """Loads a release; `{error}` when it is refused."""

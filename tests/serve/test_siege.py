@@ -1,4 +1,4 @@
-"""Minutes of kills, a power cut, load, and the production set-up: `make test-slow`; the summary is docs/reliability.md."""
+"""Minutes of kills, a power cut, load, the production set-up: `make test-slow`. The summary is docs/reliability.md."""
 
 from __future__ import annotations
 

@@ -112,6 +112,7 @@ def main(folder: Path) -> None:
     settings = Settings.model_validate(defaults | told)
     with serving(settings, pipeline=ObedientPipeline(folder / "control")) as server:
         started = {"url": server.url, "token": server.token, "settings": server.settings.model_dump(mode="json")}
+        started["ray_folder"] = str(server.ray_folder)
         print(json.dumps(started), flush=True)
         sys.stdin.read()
 

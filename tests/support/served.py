@@ -237,7 +237,9 @@ def boot(folder: Path, **settings_told: Any) -> Iterator[Served]:
     finally:
         spans.close()
         process.stdin.close()
-        process.wait(60)
+        ended = process.wait(120)
+    # one that was killed leaves Ray's folder behind, one that was stopped does not
+    assert ended or not Path(told["ray_folder"]).exists()
 
 
 def replicas(served: Served, name: str) -> list[int]:
