@@ -118,6 +118,13 @@ class SearchConfig(_Part):
     reduction: PositiveInt = Field(2, ge=2, description="ASHA keeps one in this many")
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _start_in_the_space(self) -> SearchConfig:
+        for point in self.start:
+            if point.keys() != self.space.keys():
+                raise ValueError("every point of start names exactly the keys of space")
+        return self
+
 
 class RunConfig(_Part):
     """Everything that decides a training. `component` is the stage's own config."""

@@ -3,7 +3,9 @@ uninterrupted one of as many workers ends."""
 
 from __future__ import annotations
 
+import csv
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -168,6 +170,22 @@ def test_a_killed_driver_with_a_cluster_of_its_own_leaves_nothing_and_resumes(
     assert [process.name() for process in left] == []
     ended(driver(settings(tmp_path), "--resume"))
     assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_killed_search_is_resumed_without_its_finished_trials(tmp_path: Path) -> None:
+    space = {"learning_rate": {"log_uniform": [0.0001, 0.2]}}
+    searching = {"search": {"trials": 4, "concurrent": 1, "grace_epochs": 9, "space": space}, "batch_s": 0.3}
+    chosen = settings(tmp_path, "search", workers={"count": 0}, training={"epochs": 2}, **searching)
+    search = driver(chosen, "--tune")
+    until(lambda: len(list(tmp_path.glob("search/trials/*/metrics.json"))) >= 2, "two finished trials")
+    kill(search)
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("search/trials/*/metrics.json")}
+    ended(driver(chosen, "--tune", "--resume"))
+    with (tmp_path / "search/trials.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert all(math.isfinite(float(row["score"])) for row in rows)
+    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
 
 
 def kill(training: subprocess.Popen[str]) -> None:

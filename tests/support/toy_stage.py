@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from hepalign import config as config_module
 from hepalign.errors import BadInputError
 from hepalign.nets import checkpoint
 from hepalign.stages.stage import Batch, Update
@@ -59,6 +60,8 @@ class ToyNet(nn.Module):
 
 
 checkpoint.KINDS.setdefault("toy", (__name__, "ToyNet", "ToyNetConfig"))
+# A process that is handed a toy's run knows the stage, as it knows the real ones.
+config_module.COMPONENTS.setdefault("toy", (__name__, "ToyConfig"))
 
 
 class ToyStage:

@@ -1,4 +1,4 @@
-"""A driver of its own: `python train_toy.py SETTINGS_JSON [--resume]` trains the toy stage as `hepalign train` does."""
+"""A driver of its own: `python train_toy.py SETTINGS_JSON [--tune] [--resume]`, as `hepalign` does."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import sys
 
 from toy_stage import build_toy
 
-from hepalign import config as config_module
 from hepalign.config import load_config
+from hepalign.distributed.tuning import tune
 from hepalign.distributed.workers import train
 
 if __name__ == "__main__":
-    config_module.COMPONENTS["toy"] = ("toy_stage", "ToyConfig")
-    result = train(load_config("toy", json.loads(sys.argv[1])), resume="--resume" in sys.argv, build=build_toy)
-    print(result.folder)
+    run = tune if "--tune" in sys.argv else train
+    run(load_config("toy", json.loads(sys.argv[1])), resume="--resume" in sys.argv, build=build_toy)

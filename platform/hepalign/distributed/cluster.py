@@ -78,6 +78,18 @@ def require_cpus(needed: float, what: str) -> None:
         )
 
 
+def cluster_facts() -> tuple[int, float, float]:
+    """Nodes, CPUs and GPUs of the cluster that RAY_ADDRESS names.
+
+    Raises:
+        WorkFailedError: `cluster_unreachable`.
+    """
+    with ray_session():
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        return len(nodes), there.get("CPU", 0.0), there.get("GPU", 0.0)
+
+
 def _is_shared() -> bool:
     """Whether somebody else started this cluster."""
     node = ray._private.worker._global_node
