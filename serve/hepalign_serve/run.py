@@ -130,7 +130,13 @@ def _start_ray(settings: Settings) -> Path | None:
     # Unix sockets end at 107 characters: Ray's folder has a short name.
     folder = Path(tempfile.mkdtemp(prefix="hep"))
     ray.init(
-        address="local", _temp_dir=str(folder), num_cpus=settings.ray_cpus, include_dashboard=False, log_to_driver=False
+        address="local",
+        _temp_dir=str(folder),
+        # its servers then listen on loopback only
+        _node_ip_address="127.0.0.1",
+        num_cpus=settings.ray_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
     )
     return folder
 

@@ -18,7 +18,7 @@ from served import Served, in_background, problem, replicas
 def _no_orders_left(served: Served) -> Any:
     yield
     for order in served.control.iterdir():
-        order.unlink()
+        order.unlink(missing_ok=True)
 
 
 def guide(served: Served, case: str, key: str, wait_s: int = 60, **body: object) -> httpx2.Response:
@@ -56,10 +56,9 @@ def test_fault_44_guide_before_the_plan(served: Served) -> None:
 def test_fault_45_plan_replaced_during_guide(served: Served) -> None:
     case = served.planned_case()
     first = served.call("GET", f"/v1/cases/{case}/artifacts/plan.json").json()["plan_digest"]
-    served.order("guide", "sleep", seconds=2)
-    running = guide(served, case, "pins-the-plan", wait_s=0).json()["id"]
-    with served.client() as client:
-        client.plan(case, engine="ants", wait_s=60)
+    with served.held("guide"), served.client() as client:
+        running = guide(served, case, "pins-the-plan", wait_s=0).json()["id"]
+        client.wait(client.plan(case, engine="ants", wait_s=60)["id"])
     assert finished(served, running)["result"]["plan_digest"] == first
 
 
@@ -67,10 +66,10 @@ def test_fault_53_idempotency(served: Served) -> None:
     case = served.planned_case()
     path = f"/v1/cases/{case}/guide"
     problem(served.call("POST", path, json={}), 400, "idempotency_key_required")
-    served.order("guide", "sleep", seconds=2)
-    original = in_background(lambda: guide(served, case, "same"))
-    time.sleep(1.0)
-    problem(guide(served, case, "same"), 409, "idempotency_in_flight")
+    with served.held("guide"):
+        original = in_background(lambda: guide(served, case, "same"))
+        waited(lambda: not (served.control / "guide").exists())
+        problem(guide(served, case, "same"), 409, "idempotency_in_flight")
     answered = original()
     assert answered.status_code == 200, answered.text
     replay = guide(served, case, "same")
@@ -82,8 +81,8 @@ def test_fault_53_idempotency(served: Served) -> None:
 
 def test_fault_58_queue_full(served: Served) -> None:
     case = served.planned_case()
-    served.order("guide", "sleep", seconds=4)
-    answers = [guide(served, case, f"crowd-{i}", wait_s=0) for i in range(8)]
+    with served.held("guide"):
+        answers = [guide(served, case, f"crowd-{i}", wait_s=0) for i in range(8)]
     codes = [answer.status_code for answer in answers]
     assert set(codes) == {202, 429}
     for answer in answers:
@@ -94,10 +93,35 @@ def test_fault_58_queue_full(served: Served) -> None:
             assert finished(served, answer.json()["id"])["state"] == "succeeded"
 
 
+def test_fault_58_the_whole_queue_is_full(served: Served) -> None:
+    mine = served.planned_case()
+    with served.client(served.other_token) as client:
+        theirs = client.open_case()
+        for role in ("pmr", "pct"):
+            client.upload(theirs, role, served.images[role])
+
+    def plan(number: int) -> httpx2.Response:
+        headers = {"Idempotency-Key": f"full-{theirs}-{number}"}
+        path = f"/v1/cases/{theirs}/plan"
+        return served.call("POST", path, json={"engine": "learned"}, headers=headers, token=served.other_token)
+
+    with served.held("guide"):
+        served.order("plan", "hold")
+        taken = [guide(served, mine, f"full-{mine}-0", wait_s=0), plan(0)]
+        waited(lambda: not any((served.control / step).exists() for step in ("guide", "plan")))
+        taken += [guide(served, mine, f"full-{mine}-{number}", wait_s=0) for number in range(1, 5)]
+        taken += [plan(number) for number in (1, 2)]
+        assert {answer.status_code for answer in taken} == {202}
+        problem(plan(3), 503, "queue_full")
+    for answer in taken[2:6]:
+        assert finished(served, answer.json()["id"])["state"] == "succeeded"
+    assert served.call("DELETE", f"/v1/cases/{theirs}", token=served.other_token).status_code == 204
+
+
 def test_fault_59_wait_passed(served: Served) -> None:
     case = served.planned_case()
-    served.order("guide", "sleep", seconds=3)
-    answer = guide(served, case, "slow", wait_s=1)
+    with served.held("guide"):
+        answer = guide(served, case, "slow", wait_s=1)
     assert answer.status_code == 202
     assert answer.headers["location"] == f"/v1/jobs/{answer.json()['id']}"
     assert finished(served, answer.json()["id"])["state"] == "succeeded"
@@ -114,12 +138,12 @@ def test_fault_59_hard_limit(served: Served) -> None:
 
 def test_fault_60_caller_leaves_a_guide(served: Served) -> None:
     case = served.planned_case()
-    served.order("guide", "sleep", seconds=3)
     headers = {"Idempotency-Key": "left", "Prefer": "wait=60", "Authorization": f"Bearer {served.token}"}
-    with pytest.raises(httpx2.TimeoutException):
-        httpx2.post(f"{served.url}/v1/cases/{case}/guide", json={"engine": "fast"}, headers=headers, timeout=1.0)
-    time.sleep(0.5)
-    back = guide(served, case, "left")
+    with served.held("guide"):
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(f"{served.url}/v1/cases/{case}/guide", json={"engine": "fast"}, headers=headers, timeout=5.0)
+        waited(lambda: not (served.control / "guide").exists())
+    back = until_answered(lambda: guide(served, case, "left"))
     assert back.status_code == 200, back.text
     assert back.json()["attempt"] == 1
 
@@ -163,6 +187,15 @@ def test_fault_63_head_restarted(served: Served, part: str) -> None:
     waited(lambda: replicas(served, part) not in ([], [pid]))
     until_ready(served)
     assert finished(served, job)["state"] == "succeeded"
+
+
+def until_answered(call: Callable[[], httpx2.Response]) -> httpx2.Response:
+    """Comes back as long as the first request with the key counts as being answered."""
+    answer = call()
+    while answer.status_code == 409:
+        time.sleep(int(answer.headers["retry-after"]))
+        answer = call()
+    return answer
 
 
 def waited(condition: Callable[[], bool], within_s: float = 60.0) -> None:

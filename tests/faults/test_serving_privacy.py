@@ -61,6 +61,12 @@ def test_fault_33_no_canary_in_the_metrics(after_canaries: Served) -> None:
     assert "Nightingale" not in text
 
 
+def test_fault_33_no_canary_in_the_traces(after_canaries: Served) -> None:
+    told = str(list(after_canaries.spans.kept))
+    assert "GET /v1/cases/{case_id}" in told
+    assert "Nightingale" not in told
+
+
 def test_fault_33_no_canary_in_the_books(after_canaries: Served) -> None:
     with after_canaries.records.engine.connect() as connection:
         for table in ("audit", "jobs", "images", "cases", "idempotency"):
