@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,6 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     MRImageStorage,
     SecondaryCaptureImageStorage,
-    generate_uid,
 )
 
 from hepalign.image.nifti import read_nifti
@@ -37,6 +37,7 @@ from hepalign_serve.dicom_source import (
     instances,
     patient_and_study,
     release_name,
+    uid_of,
     warned,
 )  # fmt: skip
 from hepalign_serve.problems import RequestError
@@ -50,6 +51,20 @@ class Form:
     number: int
     label: str
     derivation: str
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One artifact that goes out; the same artifact always gets the same UIDs, so that a PACS keeps it once."""
+
+    form: Form
+    result: Mapping[str, Any]
+    source: Dataset
+    seed: str
+    made: datetime
+
+    def uid(self, part: str) -> UID:
+        return uid_of(self.seed, part)
 
 
 FORMS = {
@@ -82,32 +97,51 @@ def export(name: str, path: Path, result: Mapping[str, Any], source: Dataset) ->
     if form is None:
         message = "this artifact has no DICOM form: ask without format=dicom"
         raise RequestError(message, code="no_dicom_form", status=422)
+    order = _Order(form, result, source, _seed(name, path, result, source), _written(path))
     if form.kind == "SC":
-        objects: Sequence[Dataset] = [capture(np.asarray(Image.open(path).convert("RGB")), form, result, source)]
+        objects: Sequence[Dataset] = [_capture(np.asarray(Image.open(path).convert("RGB")), order)]
     elif form.kind == "SEG":
-        volume = read_nifti(path)
-        names = {int(value): str(label) for value, label in result.get("labels", {}).items()}
-        meant = names if name.startswith("labels") else {1: "synthetic"}
-        objects = [segmentation(volume, meant, carriers(volume, source), form.number, described(form.label, result))]
-        objects[0].SoftwareVersions = release_name(result)
+        objects = [_labels(read_nifti(path), name, order)]
     else:
-        objects = derived_series(read_nifti(path), form, result, source)
+        objects = _derived_series(read_nifti(path), order)
     return _zipped(name.partition(".")[0], objects)
 
 
-def derived_series(volume: Volume, form: Form, result: Mapping[str, Any], source: Dataset) -> list[Dataset]:
+def _seed(name: str, path: Path, result: Mapping[str, Any], source: Dataset) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return "/".join((name, digest, described(name, result), release_name(result), source.SeriesInstanceUID))
+
+
+def _written(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def _labels(volume: Volume, name: str, order: _Order) -> Dataset:
+    names = {int(value): str(label) for value, label in order.result.get("labels", {}).items()}
+    meant = names if name.startswith("labels") else {1: "synthetic"}
+    made = segmentation(volume, meant, _carriers(volume, order.source))
+    made.update(_common(order))
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = order.uid("0")
+    return made
+
+
+def _derived_series(volume: Volume, order: _Order) -> list[Dataset]:
     """One object a slice along the last axis; CT as HU, MR as its own numbers."""
+    form, source = order.form, order.source
     pixels, slope, intercept = _stored(volume, form.kind)
-    common = _common(form, result, source)
+    common = _common(order)
     common.SOPClassUID = CTImageStorage if form.kind == "CT" else MRImageStorage
     common.update(_frame(volume, source))
     common.update(_image(form.kind, pixels, slope, intercept))
+    common.DerivationDescription = f"{warned(order.result)}{form.derivation}. {NOTICE}."
+    common.BurnedInAnnotation, common.LossyImageCompression = "NO", "00"
     # The inpainted CT is made of the iCT's slices; the others only lie on them.
     sources = instances(source, pixels.shape[2]) if form.label == FORMS["inpct.nii.gz"].label else []
     affine = _lps(volume)
     slices: list[Dataset] = []
     for k in range(pixels.shape[2]):
-        one = _object(common)
+        one = _object(common, order.uid(str(k)))
         one.InstanceNumber = k + 1
         one.ImagePositionPatient = [_decimal(v) for v in affine[:3, 3] + k * affine[:3, 2]]
         if sources:
@@ -117,10 +151,10 @@ def derived_series(volume: Volume, form: Form, result: Mapping[str, Any], source
     return slices
 
 
-def carriers(volume: Volume, source: Dataset) -> list[Dataset]:
+def _carriers(volume: Volume, source: Dataset) -> list[Dataset]:
     """The iCT's slices without their pixels, for what refers to them."""
     empty = volume.with_data(np.zeros(volume.geometry.shape, np.int16))
-    made = derived_series(empty, Form("CT", 0, "", ""), {}, source)
+    made = _derived_series(empty, _Order(Form("CT", 0, "", ""), {}, source, "", datetime.now(UTC)))
     for one, reference in zip(made, instances(source, len(made)), strict=False):
         one.SOPInstanceUID = reference.ReferencedSOPInstanceUID
         one.SOPClassUID = reference.ReferencedSOPClassUID or CTImageStorage
@@ -128,35 +162,35 @@ def carriers(volume: Volume, source: Dataset) -> list[Dataset]:
     return made
 
 
-def capture(rgb: NDArray[np.uint8], form: Form, result: Mapping[str, Any], source: Dataset) -> Dataset:
+def _capture(rgb: NDArray[np.uint8], order: _Order) -> Dataset:
     """A picture as a secondary capture, rgb (rows, columns, 3)."""
-    common = _common(form, result, source)
-    common.SOPClassUID, common.Modality = SecondaryCaptureImageStorage, "OT"
+    common = _common(order)
+    common.SOPClassUID = SecondaryCaptureImageStorage
     common.ConversionType, common.PatientOrientation = "WSD", ""
     common.ImageType = ["DERIVED", "SECONDARY"]
     common.SamplesPerPixel, common.PhotometricInterpretation, common.PlanarConfiguration = 3, "RGB", 0
     common.BitsAllocated, common.BitsStored, common.HighBit, common.PixelRepresentation = 8, 8, 7, 0
     common.Rows, common.Columns = rgb.shape[:2]
-    one = _object(common)
+    common.DerivationDescription = f"{warned(order.result)}{order.form.derivation}. {NOTICE}."
+    common.BurnedInAnnotation, common.LossyImageCompression = "NO", "00"
+    one = _object(common, order.uid("0"))
     one.InstanceNumber = 1
     pixels = np.ascontiguousarray(rgb).tobytes()
     one.PixelData = pixels + b"\0" * (len(pixels) % 2)
     return one
 
 
-def _common(form: Form, result: Mapping[str, Any], source: Dataset) -> Dataset:
-    common, made = patient_and_study(source), datetime.now(UTC)
-    common.SeriesInstanceUID = generate_uid(prefix=None)
-    common.Modality = form.kind
+def _common(order: _Order) -> Dataset:
+    common, form, result = patient_and_study(order.source), order.form, order.result
+    common.SeriesInstanceUID = order.uid("series")
+    common.Modality = "OT" if form.kind == "SC" else form.kind
     common.SeriesNumber, common.SeriesDescription = form.number, described(form.label, result)
-    common.DerivationDescription = f"{warned(result)}{form.derivation}. {NOTICE}."
     common.ImageComments = f"{warned(result)}{NOTICE}"
     common.ContentQualification = "RESEARCH"
-    common.BurnedInAnnotation, common.LossyImageCompression = "NO", "00"
     common.Manufacturer, common.ManufacturerModelName = MANUFACTURER, MODEL
     common.SoftwareVersions, common.BodyPartExamined = release_name(result), "ABDOMEN"
-    common.ContentDate = common.SeriesDate = common.InstanceCreationDate = made.strftime("%Y%m%d")
-    common.ContentTime = common.SeriesTime = common.InstanceCreationTime = made.strftime("%H%M%S")
+    common.ContentDate = common.SeriesDate = common.InstanceCreationDate = order.made.strftime("%Y%m%d")
+    common.ContentTime = common.SeriesTime = common.InstanceCreationTime = order.made.strftime("%H%M%S")
     common.TimezoneOffsetFromUTC = "+0000"
     equipment = Dataset()
     equipment.PurposeOfReferenceCodeSequence = [hd.sr.CodedConcept("109103", "DCM", "Modifying Equipment")]
@@ -210,13 +244,13 @@ def _stored(volume: Volume, kind: str) -> tuple[NDArray[np.int16], float, float]
     return np.clip(np.rint((data - intercept) / slope), limits.min, limits.max).astype("<i2"), slope, intercept
 
 
-def _object(common: Dataset) -> FileDataset:
+def _object(common: Dataset, uid: UID) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(common.SOPClassUID)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     one = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     one.update(common)
-    one.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid(prefix=None)
+    one.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = uid
     return one
 
 

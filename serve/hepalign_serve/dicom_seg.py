@@ -17,40 +17,33 @@ from hepalign_serve.dicom_source import MANUFACTURER, MODEL
 _COLOURS = {"liver": (60, 220, 90), "tumour": (255, 64, 255), "synthetic": (0, 229, 255)}
 
 
-def segmentation(
-    volume: Volume, names: Mapping[int, str], carriers: Sequence[Dataset], number: int, description: str
-) -> Dataset:
+def segmentation(volume: Volume, names: Mapping[int, str], carriers: Sequence[Dataset]) -> Dataset:
     """A binary SEG with one segment a label value that is there.
 
     Args:
         volume: the label map, on the iCT's grid.
         names: what its values mean: `liver`, `tumour 1` …, `synthetic`.
         carriers: the iCT's slices, in the volume's order.
-        number: of the series.
-        description: of the series.
     """
     data = np.asarray(volume.data)
     values = sorted(names)
     # highdicom wants (slice, row, column, segment).
     frames = np.stack([data == value for value in values], axis=-1).transpose(2, 1, 0, 3)
-    made = hd.seg.Segmentation(
+    return hd.seg.Segmentation(
         source_images=list(carriers),
         pixel_array=np.ascontiguousarray(frames).astype(np.uint8),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_segment(n, names[value]) for n, value in enumerate(values, start=1)],
         series_instance_uid=generate_uid(prefix=None),
-        series_number=number,
+        series_number=1,
         sop_instance_uid=generate_uid(prefix=None),
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL,
         software_versions="unknown",
         device_serial_number="0",
-        series_description=description,
         omit_empty_frames=False,
     )
-    made.ContentQualification = "RESEARCH"
-    return made
 
 
 def _segment(number: int, name: str) -> hd.seg.SegmentDescription:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from pydicom import DataElement, Dataset
-from pydicom.uid import generate_uid
+from pydicom.uid import UID
 
 from hepalign.image.dicom import DicomSeries
 
@@ -37,7 +38,7 @@ def kept(series: DicomSeries) -> Dataset:
         _copy(first, source, keyword)
     # An anonymiser may have emptied it; what goes back from one series still belongs into one study.
     if not source.get("StudyInstanceUID"):
-        source.StudyInstanceUID = generate_uid(prefix=None, entropy_srcs=[series.identity.series])
+        source.StudyInstanceUID = uid_of(series.identity.series, "study")
     source.SourceImageSequence = [_reference(header) for header in series.headers]
     return source
 
@@ -68,6 +69,11 @@ def described(label: str, result: Mapping[str, Any]) -> str:
 def warned(result: Mapping[str, Any]) -> str:
     """What the result's status puts before its name; no status is no accept."""
     return _WARNED.get(result.get("quality", {}).get("status", ""), _REJECTED)
+
+
+def uid_of(*parts: str) -> UID:
+    """The same UID for the same parts: a name-based UUID below the root that DICOM gives to UUIDs."""
+    return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(parts)).int}")
 
 
 def release_name(result: Mapping[str, Any]) -> str:

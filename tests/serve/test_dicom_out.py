@@ -161,6 +161,22 @@ def test_a_reject_never_looks_like_an_accept(
     assert len(one.SeriesDescription) <= 64
 
 
+@pytest.mark.parametrize("name", ["pmr_on_ict.nii.gz", "labels_on_ict.nii.gz", "overview.png"])
+def test_the_same_artifact_has_the_same_uids(source: DicomSeries, tmp_path: Path, name: str) -> None:
+    path, _ = artifact(name, tmp_path)
+    accepted, again = (export(name, path, RESULT, kept(source)) for _ in range(2))
+    rejected = export(name, path, RESULT | {"quality": {"status": "reject"}}, kept(source))
+
+    def uids(packed: bytes) -> set[str]:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            read = [pydicom.dcmread(io.BytesIO(archive.read(member))) for member in archive.namelist()]
+        assert len({one.SOPInstanceUID for one in read}) == len(read)
+        return {one.SOPInstanceUID for one in read} | {read[0].SeriesInstanceUID}
+
+    assert uids(accepted) == uids(again)
+    assert not uids(accepted) & uids(rejected)
+
+
 def test_what_has_no_dicom_form_is_refused(source: DicomSeries, tmp_path: Path) -> None:
     with pytest.raises(RequestError) as error:
         export("result.json", tmp_path / "result.json", RESULT, kept(source))

@@ -37,6 +37,7 @@ class FakeOrthanc(BaseHTTPRequestHandler):
         FakeOrthanc.stored.append(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(200 if self.path == "/instances" else 404)
         self.end_headers()
+        self.wfile.write(b'{"ParentStudy": "study-1"}')
 
     def log_message(self, format: str, *args: object) -> None: ...
 
@@ -69,7 +70,7 @@ def test_a_series_goes_into_the_case_as_it_is(orthanc: Orthanc) -> None:
 
 def test_results_are_stored_instance_by_instance(orthanc: Orthanc) -> None:
     sent = return_artifacts(orthanc, FakeClient(), "case-1", ["pmr_on_ict.nii.gz"])  # type: ignore[arg-type]
-    assert sent == 2
+    assert sent == {"study-1": 2}
     assert FakeOrthanc.stored == [b"case-1 pmr_on_ict.nii.gz", b"second"]
 
 

@@ -89,9 +89,14 @@ def audit_verify(config: Config = None) -> Answer:
     return Answer({"intact": True}, "the audit is intact")
 
 
-@relay_app.callback()
-def _relay() -> None:
-    """Keep `orthanc` a word of its own: a group of one command would swallow its name."""
+@command(relay_app, "list")
+def relay_list(orthanc: Annotated[str, typer.Option(help="Orthanc's address.")]) -> Answer:
+    """List an Orthanc's series, for their ids; nothing of the patient is shown."""
+    from hepalign_serve.relay import Orthanc
+
+    with Orthanc(orthanc) as store:
+        rows = store.list_series()
+    return Answer({"series": rows}, render(rows) if rows else "no series there")
 
 
 @command(relay_app, "orthanc")
@@ -108,10 +113,11 @@ def relay_orthanc(
     from hepalign_serve.client import Client
     from hepalign_serve.relay import Orthanc, return_artifacts, send_series
 
-    store = Orthanc(orthanc)
-    with Client(url, token) as client:
+    with Orthanc(orthanc) as store, Client(url, token) as client:
         found = case or client.open_case()
         send_series(store, client, found, wanted)
         sent = return_artifacts(store, client, found, artifact)
-    text = f"case {found}: {len(wanted)} series in, {sent} instances back"
-    return Answer({"case": found, "series": sorted(wanted), "instances": sent}, text)
+    instances = sum(sent.values())
+    text = f"case {found}: {len(wanted)} series in, {instances} instances back"
+    content = {"case": found, "series": sorted(wanted), "instances": instances, "studies": sent}
+    return Answer(content, text)

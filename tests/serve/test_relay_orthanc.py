@@ -1,0 +1,138 @@
+"""The relay against a real Orthanc on this machine: a study in, results back in the study of the iCT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import toy_dicom
+from served import Served
+
+from hepalign.cli.app import run as command
+from hepalign.image.dicom import load_series
+from hepalign.image.read import read_volume
+
+USER, PASSWORD = "relay", "of-this-test"
+
+
+@dataclass
+class Running:
+    """An Orthanc with one account."""
+
+    url: str
+
+    def call(self, method: str, path: str, **words: Any) -> Any:
+        answer = httpx2.request(method, self.url + path, auth=(USER, PASSWORD), timeout=60, **words)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def send(self, folder: Path) -> str:
+        """Stores a folder's files; Orthanc's id of their series."""
+        series = {
+            self.call("POST", "/instances", content=path.read_bytes())["ParentSeries"] for path in folder.iterdir()
+        }
+        (found,) = series
+        return str(found)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    if shutil.which("Orthanc") is None:
+        pytest.skip("no Orthanc here: install Debian's orthanc to test the relay")
+    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
+    settings = {
+        "HttpPort": port, "DicomPort": free_port(), "DicomServerEnabled": False, "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": True, "RegisteredUsers": {USER: PASSWORD},
+        "StorageDirectory": str(folder / "store"), "IndexDirectory": str(folder / "store"),
+    }  # fmt: skip
+    (folder / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
+    running, until = Running(f"http://127.0.0.1:{port}"), time.monotonic() + 60
+    try:
+        while time.monotonic() < until:
+            try:
+                running.call("GET", "/system")
+                break
+            except httpx2.TransportError:
+                assert process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.1)
+        yield running
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    """A command of the CLI as a site types it, its JSON."""
+    with pytest.raises(SystemExit) as ended:
+        command([*words, "--json"])
+    assert ended.value.code == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_study_in_results_back(
+    served: Served,
+    orthanc: Running,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (
+        ("HEPALIGN_URL", served.url), ("HEPALIGN_TOKEN", served.token),
+        ("HEPALIGN_ORTHANC_USER", USER), ("HEPALIGN_ORTHANC_PASSWORD", PASSWORD),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    series = {
+        role: orthanc.send(
+            toy_dicom.write_dicom(
+                read_volume(served.images[role]), tmp_path / role, modality="MR" if role == "pmr" else "CT"
+            )
+        )
+        for role in ("pmr", "pct", "ict")
+    }
+    listed = run(capsys, "relay", "list", "--orthanc", orthanc.url)["series"]
+    assert {line["series"] for line in listed} == set(series.values())
+    assert toy_dicom.PATIENT_ID not in json.dumps(listed)
+    chosen = [word for role, found in series.items() for word in ("--series", f"{role}={found}")]
+    case = run(capsys, "relay", "orthanc", "--orthanc", orthanc.url, *chosen)["case"]
+    with served.client() as client:
+        client.upload(case, "ict-probe-mask", served.images["ict-probe-mask"])
+        client.upload(case, "pmr-tumour", served.images["pmr-tumour"])
+        client.plan(case, engine="learned", wait_s=120)
+        job = client.guide(case, engine="fast", wait_s=120)
+        client.download(case, tmp_path / "result", job=job)
+    names = ["pmr_on_ict.nii.gz", "inpct.nii.gz", "inpainted_mask.nii.gz", "overview.png"]
+    wanted = [word for name in names for word in ("--artifact", name)]
+    back = run(capsys, "relay", "orthanc", "--orthanc", orthanc.url, "--case", case, *wanted)
+    study = orthanc.call("GET", f"/series/{series['ict']}")["ParentStudy"]
+    slices = read_volume(served.images["ict"]).geometry.shape[2]
+    assert back["studies"] == {study: 2 * slices + 2}
+    mine = [orthanc.call("GET", f"/series/{one}") for one in orthanc.call("GET", f"/studies/{study}")["Series"]]
+    made = {one["MainDicomTags"]["Modality"]: one for one in mine if one["ID"] != series["ict"]}
+    assert made.keys() == {"MR", "CT", "SEG", "OT"}
+    assert all(one["MainDicomTags"]["SeriesDescription"].endswith("RESEARCH USE ONLY") for one in made.values())
+    packed = httpx2.get(f"{orthanc.url}/series/{made['MR']['ID']}/archive", auth=(USER, PASSWORD), timeout=60)
+    (tmp_path / "back.zip").write_bytes(packed.content)
+    returned = load_series(tmp_path / "back.zip")
+    assert returned.identity.patient == toy_dicom.PATIENT_ID
+    assert returned.volume.geometry.same_grid(read_volume(tmp_path / "result/pmr_on_ict.nii.gz").geometry)
+    # A relay that is tried again stores nothing twice.
+    run(capsys, "relay", "orthanc", "--orthanc", orthanc.url, "--case", case, "--artifact", names[0])
+    assert len(orthanc.call("GET", f"/studies/{study}")["Series"]) == 1 + len(names)
