@@ -9,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from dicom_series import as_bytes, enhanced, one, series, zipped
+from dicom_series import COLUMNS, ROWS, SLICES, as_bytes, enhanced, one, series, zipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nifti_bytes import gz, nifti1, nifti2, voxels
 from pydicom.uid import JPEGLSLossless, RLELossless
+from segmentations import segmentation
 
 from hepalign.errors import BadInputError
 from hepalign.image.dicom import load_series
+from hepalign.image.dicom_seg import read_segmentation
 from hepalign.image.nifti import read_nifti
 from hepalign.image.volume import Volume
 from hepalign.transform.files import read_field
@@ -127,3 +129,21 @@ def test_zip_door(changes: list[Mutation], cut: float, at_the_end: bool) -> None
         (Path(folder) / "ct.zip").write_bytes(b"PK\x03\x04" + content[4:])
         survives(lambda: load_series(Path(folder) / "ct.zip"))
         assert [path.name for path in Path(folder).iterdir()] == ["ct.zip"]
+
+
+def seg_bytes() -> bytes:
+    mask = np.zeros((SLICES, ROWS, COLUMNS), bool)
+    mask[1:4, 1:5, 2:7] = True
+    return as_bytes(segmentation([mask], ["Liver"]))
+
+
+SEG = seg_bytes()
+
+
+@BOUNDED
+@given(MUTATIONS, CUTS)
+def test_segmentation_door(changes: list[Mutation], cut: float) -> None:
+    broken = SEG[:132] + mutated(SEG[132:], changes, cut)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "seg.dcm").write_bytes(broken)
+        survives(lambda: read_segmentation(Path(folder) / "seg.dcm", "liver", name="pct_liver"))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hepalign.cases import s3
 from hepalign.cases.case import ROLES, Case
 from hepalign.cases.cohort import Cohort, open_cohort
 from hepalign.cases.labels import check_overlap, label_onto
@@ -52,10 +51,7 @@ def check_cohort(location: Path | str) -> list[Finding]:
     except HepalignError as error:
         return [Finding("", MANIFEST_NAME, error.code, error.message)]
     findings = [finding for case in cohort.cases() for finding in _CaseCheck(cohort, case).findings()]
-    findings += _shared_images(cohort)
-    if not str(location).startswith(s3.SCHEME):
-        findings += _unlisted(cohort, Path(location))
-    return findings
+    return [*findings, *_shared_images(cohort), *_unlisted(cohort)]
 
 
 class _CaseCheck:
@@ -133,14 +129,18 @@ def _shared_images(cohort: Cohort) -> Iterator[Finding]:
                 yield Finding(entry.id, role, "shared_image", message)
 
 
-def _unlisted(cohort: Cohort, root: Path) -> Iterator[Finding]:
-    known = {entry.id: {file.path for file in entry.files.values()} for entry in cohort.manifest.cases}
-    for folder in sorted((root / "cases").iterdir()):
-        if folder.name.startswith(".") or (folder / RECORD_NAME).exists():
+def _unlisted(cohort: Cohort) -> Iterator[Finding]:
+    """What lies beside the manifest's files: cases of a command that broke off, and strangers."""
+    known = {file.path for entry in cohort.manifest.cases for file in entry.files.values()}
+    folders: dict[str, list[str]] = {}
+    for key in cohort.stored():
+        folders.setdefault(key.split("/")[1], []).append(key)
+    for folder, keys in folders.items():
+        if folder.startswith(".") or f"cases/{folder}/{RECORD_NAME}" in keys:
             message = "written but not in the manifest yet; finish the command that writes the cohort"
-            yield Finding(folder.name, "", "unfinished_case", message)
+            yield Finding(folder, "", "unfinished_case", message)
             continue
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            if path.relative_to(root).as_posix() not in known.get(folder.name, set()):
+        for key in keys:
+            if key not in known:
                 message = "not in the manifest; remove it or import it as a case"
-                yield Finding(folder.name, path.name, "unlisted_file", message)
+                yield Finding(folder, key.rpartition("/")[2], "unlisted_file", message)

@@ -72,6 +72,10 @@ class Cohort:
         """The landmarks of one of the case's images."""
         return self._read(case, f"{role}_landmarks", read_landmarks)
 
+    def stored(self) -> list[str]:
+        """Keys of every file that lies below `cases/`, whether the manifest knows it or not, sorted."""
+        return self._store.list_cases()
+
     def _read(self, case: Case, name: str, reader: Callable[[Path], T]) -> T:
         try:
             return reader(self.path(case, name))

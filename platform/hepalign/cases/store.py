@@ -16,6 +16,9 @@ from hepalign.cases.manifest import FileEntry, sha256_of
 from hepalign.cases.prepared import cache_unusable
 from hepalign.errors import BadInputError
 
+# Everything of a cohort but its manifest lies below it.
+CASES = "cases"
+
 
 class Store(Protocol):
     """Reads a cohort's files; keys are POSIX paths below its root."""
@@ -34,6 +37,10 @@ class Store(Protocol):
         Raises:
             BadInputError: `missing_file`, or `changed_file` where the bytes are not those of the manifest.
         """
+        ...
+
+    def list_cases(self) -> list[str]:
+        """Keys of all that lies below `cases/`, sorted."""
         ...
 
 
@@ -58,6 +65,11 @@ class FolderStore:
         if not _is_entry(path, entry):
             raise changed_file(entry.path)
         return path
+
+    def list_cases(self) -> list[str]:
+        """Keys of all that lies below `cases/`, sorted."""
+        found = (path for path in (self.root / CASES).rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
 
 
 class S3Store:
@@ -89,6 +101,12 @@ class S3Store:
                 if not _is_entry(path, entry):
                     self._download(entry, path)
         return path
+
+    def list_cases(self) -> list[str]:
+        """Keys of all that lies below `cases/`, sorted; errors as `s3.named_errors`."""
+        above = self.url.key("")
+        keys = s3.list_keys(self.url.bucket, self.url.key(f"{CASES}/"))
+        return sorted(key.removeprefix(above) for key in keys if not key.endswith("/"))
 
     def _download(self, entry: FileEntry, path: Path) -> None:
         partial = path.with_name(f"{path.name}.part")

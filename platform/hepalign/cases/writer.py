@@ -32,7 +32,7 @@ from hepalign.cases.manifest import (
 from hepalign.cases.prepared import cache_folder
 from hepalign.cases.splits import PAPER_SHARES, assign_splits
 from hepalign.cases.store import atomic_path
-from hepalign.errors import BadInputError
+from hepalign.errors import BadInputError, UsageError, WorkFailedError
 from hepalign.image.nifti import write_nifti
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField
@@ -66,12 +66,19 @@ class CohortWriter:
     Args:
         out: the cohort's folder (it is made where it is missing) or an s3:// prefix. For a prefix the cases are
             gathered in the cache and sent by `finish`, the manifest last; sending goes on where it broke off.
+
+    Raises:
+        UsageError: `out_unusable` where no folder can be made.
     """
 
     def __init__(self, out: Path | str) -> None:
         self._url = s3.S3Url.parse(str(out)) if str(out).startswith(s3.SCHEME) else None
         self.root = Path(out) if self._url is None else _staging(self._url)
-        (self.root / "cases").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.root / "cases").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"{self.root.name}: no cohort can be written here; choose a folder that is or can be made"
+            raise UsageError(message, code="out_unusable") from error
 
     def has(self, case_id: str) -> bool:
         """Whether this case was finished before."""
@@ -104,6 +111,7 @@ class CohortWriter:
 
         Raises:
             BadInputError: `bad_case_id` for an id that is no plain folder name.
+            WorkFailedError: `storage_full` (507); nothing of the case is left.
         """
         for word in (case_id, patient):
             _require_identifier(word)
@@ -131,6 +139,9 @@ class CohortWriter:
             with suppress(FileExistsError):
                 # another process may have finished the same case: its folder stays
                 _rename_folder(partial, self.root / "cases" / case_id)
+        except OSError as error:
+            message = f"{case_id}: the cohort's folder cannot be written; make room and run the command again"
+            raise WorkFailedError(message, code="storage_full", status=507) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -74,26 +74,35 @@ def phantom(
 
 @command(data_app, "simulate")
 def simulate(
-    ct: Annotated[str, typer.Option(help="A real CT: NIfTI, DICOM folder or zip.")],
+    ct: Annotated[str, typer.Option(help="A real CT: NIfTI, DICOM folder or zip, or s3://.")],
     out: Out,
-    liver: Annotated[str | None, typer.Option(help="The CT's liver mask.")] = None,
+    liver: Annotated[str | None, typer.Option(help="The CT's liver mask: NIfTI or DICOM SEG.")] = None,
     cases: Cases = 10,
     seed: Seed = 0,
     phase: Annotated[bool, typer.Option("--phase", help="Give the iCT another contrast phase.")] = False,
     shape: Shape = "128,128,96",
     spacing: Spacing = 2.8,
+    patient: Annotated[str, typer.Option(help="A pseudonym for the CT's patient; another one for every CT.")] = (
+        "simulated"
+    ),
+    series: Annotated[int | None, typer.Option(min=1, help="Which of several DICOM series.")] = None,
     workers: Workers = 1,
 ) -> Answer:
     """Make pCT/iCT pairs with a known warp and a simulated probe from a real CT."""
-    ct_path, voxels = existing(ct), parse_shape(shape)
+    voxels = parse_shape(shape)
+    from hepalign.cases.deidentify import check_pseudonyms
     from hepalign.cases.sources.generate import simulated_cohort
-    from hepalign.image.read import read_volume
+    from hepalign.cases.sources.scans import ImportSettings, read_label, read_scan
 
+    warnings: list[str] = []
+    scan = read_scan("ct", ct, ImportSettings(series={"ct": series} if series else {}), warnings)
+    if scan.header is not None:
+        check_pseudonyms([patient], scan.header)
     simulated_cohort(
         out,
-        ct=read_volume(ct_path),
-        liver=read_volume(existing(liver)) if liver else None,
-        name="simulated",
+        ct=scan.volume,
+        liver=read_label("ct_liver", liver, scan, warnings) if liver else None,
+        name=patient,
         cases=cases,
         seed=seed,
         shape=voxels,
@@ -102,7 +111,8 @@ def simulate(
         workers=workers,
         progress=Steps("simulate"),
     )
-    return Answer({"cohort": out, "cases": cases}, f"{cases} simulated pairs in {out}")
+    text = "\n".join([f"{cases} simulated pairs in {out}", *(f"warning: {w}" for w in warnings)])
+    return Answer({"cohort": out, "cases": cases, "warnings": warnings}, text)
 
 
 @command(data_app, "import")
@@ -167,7 +177,7 @@ def import_table(
     """Import many patients; a bad row is told and the others go on. A second run takes up the rest."""
     voxels = parse_shape(shape)
     from hepalign.cases.sources import table as tables
-    from hepalign.cases.sources.importing import ImportSettings
+    from hepalign.cases.sources.scans import ImportSettings
 
     settings = ImportSettings(voxels, spacing, orientation.value, drop_localizers, resample_tilt, n4)
     done = tables.import_table(out, existing(table), settings=settings, seed=seed, progress=Steps("import"))

@@ -28,6 +28,7 @@ STRUCTURE_WORDS = {
     "liver": r"\bliver\b|hepar",
     "tumour": r"tumou?r|lesion|neoplasm|metasta|\bmass\b|carcinoma|\bhcc\b",
     "ablation": r"ablat|necros|coagul",
+    "probe": r"probe|needle|electrode|antenna|applicator|artefact|artifact",
 }
 _FRACTION = 0.5
 
@@ -48,7 +49,7 @@ def read_segmentation(source: Path | str, structure: str, *, name: str) -> Segme
 
     Args:
         source: file, folder or zip.
-        structure: `tumour` (each segment keeps a number of its own), `liver` or `ablation` (they become one).
+        structure: `tumour` (each segment keeps a number of its own), `liver`, `ablation` or `probe` (they become one).
         name: what to call it in messages; nothing inside the object is ever told.
 
     Raises:

@@ -43,6 +43,14 @@ def test_the_body_sets_x_and_y_and_the_liver_z() -> None:
     np.testing.assert_allclose(grid.centre_mm, (-10, 0, 230), atol=1.5)
 
 
+def test_a_liver_at_the_side_stays_whole_in_a_narrow_grid() -> None:
+    body, liver = block((-90, -60, 50), (90, 60, 330)), block((30, -40, 150), (85, 30, 250))
+    grid = placed_grid(SCAN, (50, 40, 60), 2.0, body=body, liver=liver)
+    assert grid.contains(liver.geometry.index_to_world(np.argwhere(liver.data))).all()
+    # one that does not fit leaves the grid on the body
+    np.testing.assert_allclose(placed_grid(SCAN, (20, 40, 60), 2.0, body=body, liver=liver).centre_mm[0], 0, atol=1.5)
+
+
 def test_a_grid_stays_inside_a_longer_scan() -> None:
     grid = placed_grid(SCAN, (40, 40, 20), 2.0, liver=block((0, 0, 320), (20, 20, 335)))
     assert (edges_mm(grid)[0] >= edges_mm(SCAN)[0]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from toy_cases import toy_case, toy_cohort
 from toy_dicom import write_dicom
 
 from hepalign.cases import s3
+from hepalign.cases.check import check_cohort
 from hepalign.cases.cohort import open_cohort
 from hepalign.cases.manifest import sha256_of
 from hepalign.cases.prepared import cache_folder
@@ -214,6 +216,23 @@ def test_images_are_imported_from_a_bucket(store: FlakyS3, tmp_path: Path) -> No
         import_case(tmp_path / "c", "two", images={"pmr": "s3://bucket/inbox/Mustermann"})
     assert error.value.code == "no_such_file"
     assert "Mustermann" not in error.value.message
+
+
+def test_a_check_finds_strangers_and_changed_objects_in_a_bucket(store: FlakyS3) -> None:
+    small_cohort()
+    assert check_cohort(URL) == []
+    put = s3.client().put_object
+    put(Bucket="bucket", Key="cohorts/toy/cases/case-0/notes.txt", Body=b"x")
+    put(Bucket="bucket", Key="cohorts/toy/cases/case-9/pct.nii.gz", Body=b"x")
+    put(Bucket="bucket", Key="cohorts/toy/cases/case-0/ict.nii.gz", Body=b"changed")
+    put(Bucket="bucket", Key="cohorts/toy-2/cases/case-0/pct.nii.gz", Body=b"another cohort")
+    shutil.rmtree(cache_folder())
+    found = {(finding.case, finding.file, finding.code) for finding in check_cohort(URL)}
+    assert found == {
+        ("case-0", "ict", "changed_file"),
+        ("case-0", "notes.txt", "unlisted_file"),
+        ("case-9", "pct.nii.gz", "unlisted_file"),
+    }
 
 
 def test_errors_say_what_to_mend(store: FlakyS3, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from toy_cases import toy_case
 from toy_dicom import write_dicom
 
 from hepalign.cases.cohort import open_cohort
-from hepalign.cases.sources.importing import ImportSettings
+from hepalign.cases.sources.scans import ImportSettings
 from hepalign.cases.sources.table import import_table
 from hepalign.errors import BadInputError
 from hepalign.image.nifti import write_nifti

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from toy_cases import toy_case, toy_cohort
 from hepalign.cases.cohort import open_cohort
 from hepalign.cases.manifest import Manifest, parse_manifest
 from hepalign.cases.writer import CohortWriter
-from hepalign.errors import BadInputError
+from hepalign.errors import BadInputError, UsageError, WorkFailedError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -150,3 +151,24 @@ def test_other_json_is_no_manifest(data: bytes) -> None:
 def test_any_bytes_are_a_manifest_or_refused(data: bytes) -> None:
     with contextlib.suppress(BadInputError):
         parse_manifest(data)
+
+
+def test_a_place_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"^file: ") as caught:
+        CohortWriter(tmp_path / "file")
+    assert caught.value.code == "out_unusable"
+
+
+def test_fault_73_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = CohortWriter(tmp_path / "c")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr("hepalign.cases.writer.write_nifti", full)
+    with pytest.raises(WorkFailedError) as caught:
+        writer.add("one", "p", volumes={"pct": toy_case(0)["volumes"]["pct"]})
+    assert (caught.value.code, caught.value.status) == ("storage_full", 507)
+    assert str(tmp_path) not in caught.value.message
+    assert list((tmp_path / "c" / "cases").iterdir()) == []

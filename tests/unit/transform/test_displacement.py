@@ -125,6 +125,19 @@ def test_inverse_closes_within_a_tenth_of_a_millimetre(pose_deg: int) -> None:
     np.testing.assert_allclose(inverse.linear @ field.linear, np.eye(4), atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("spacing_mm", "amplitude_mm"), [((2.8, 2.8, 2.8), 25.0), ((4.0, 4.0, 4.0), 15.0), ((1.3, 1.3, 5.0), 15.0)]
+)
+def test_there_and_back_closes_between_voxels_too(spacing_mm: tuple[float, float, float], amplitude_mm: float) -> None:
+    shape = tuple(int(np.ceil(100 / s)) for s in spacing_mm)
+    grid = Geometry.from_spacing((shape[0], shape[1], shape[2]), spacing_mm, origin_mm=(-50, -50, -50), direction=TURN)
+    field = breathing(grid, amplitude_mm)
+    inverse, points = invert(field), points_inside(grid, 2000, 0.3)
+    for first, second in ((field, inverse), (inverse, field)):
+        back = transform_points(second, transform_points(first, points))
+        assert np.linalg.norm(back - points, axis=1).max() < 0.1
+
+
 def test_inverse_of_a_rough_field_closes_too() -> None:
     noise = np.random.default_rng(0).normal(size=(*GRID.shape, 3))
     smooth = ndimage.gaussian_filter(noise, (2, 2, 1.5, 0))

@@ -9,36 +9,26 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
-from pydantic import JsonValue
 
 from hepalign.cases.case import ROLES, Split
-from hepalign.cases.deidentify import check_pseudonyms, kept_attributes
-from hepalign.cases.labels import check_overlap, label_onto, numbered_tumours
+from hepalign.cases.deidentify import check_pseudonyms
+from hepalign.cases.labels import check_overlap
 from hepalign.cases.landmarks import Landmarks, parse_landmarks
 from hepalign.cases.placing import placed_grid
 from hepalign.cases.probe import check_probe_mask, parse_probe_mask, voxel_mask
 from hepalign.cases.sources.locations import local_copy
+from hepalign.cases.sources.scans import SHAPE, ImportSettings, Scan, read_drawn, read_label, read_scan
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError, UsageError
-from hepalign.image.bias import bias_field
-from hepalign.image.checks import check_ct, check_mr
-from hepalign.image.dicom import SeriesIdentity, load_series
-from hepalign.image.dicom_seg import read_segmentation
 from hepalign.image.geometry import Geometry
-from hepalign.image.intensity import body_mask, normalise_mr
-from hepalign.image.nifti import read_nifti
 from hepalign.image.nifti_header import Orientation
-from hepalign.image.read import holds_dicom
 from hepalign.image.resample import resample
 from hepalign.image.resample_labels import resample_labels
 from hepalign.image.volume import Volume
 
-SHAPE = (256, 256, 128)
-AIR_HU = -1024.0
 # An abdomen's length: a longer scan does not make the grid coarser, it is cut.
 LONGEST_MM = 280.0
 MARGIN_MM = 10.0
-MR_BODY_UNIT = -0.8
 LARGEST_TEXT_BYTES = 16 << 20
 
 
@@ -51,19 +41,6 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class ImportSettings:
-    """How images are read and onto which grid they go; the fields are arguments of `import_case`."""
-
-    shape: tuple[int, int, int] = SHAPE
-    spacing_mm: float | None = None
-    orientation: Orientation = "auto"
-    drop_localizers: bool = False
-    resample_tilt: bool = False
-    n4: bool = False
-    series: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class CaseFiles:
     """Where the files of one case lie; each a path or an s3:// place.
 
@@ -71,7 +48,7 @@ class CaseFiles:
         images: by role: NIfTI, DICOM folder or DICOM zip.
         labels: `{role}_liver` and `{role}_tumour`: NIfTI, or a DICOM segmentation (SEG).
         landmarks: by role: CSV (name, x, y, z; mm, RAS).
-        probe_mask: on the iCT: NIfTI, or JSON (box, polygon).
+        probe_mask: on the iCT: NIfTI, a DICOM segmentation (SEG), or JSON (box, polygon).
     """
 
     images: Mapping[str, Path | str]
@@ -159,16 +136,16 @@ def add_case(
     """
     _check_words(files)
     report: list[str] = []
-    scans = {role: _read_scan(role, files.images[role], settings, report) for role in ROLES if role in files.images}
+    scans = {role: read_scan(role, files.images[role], settings, report) for role in ROLES if role in files.images}
     _check_identities(scans, (case_id, patient or case_id))
     if "pct" in scans and "ict" in scans:
         check_overlap(scans["pct"].volume.geometry, scans["ict"].volume.geometry)
-    labels = {name: _read_label(name, place, scans[name[:3]], report) for name, place in files.labels.items()}
+    labels = {name: read_label(name, place, scans[name[:3]], report) for name, place in files.labels.items()}
     report += [f"{role}: no liver mask" for role in scans if f"{role}_liver" not in labels]
     points = {role: _read_points(role, place, scans[role], report) for role, place in files.landmarks.items()}
     bodies = {role: scan.body() for role, scan in scans.items()}
     if files.probe_mask is not None:
-        labels["ict_probe_mask"] = _read_probe(files.probe_mask, scans["ict"].volume, report)
+        labels["ict_probe_mask"] = _read_probe(files.probe_mask, scans["ict"], report)
     shape = settings.shape
     spacing = settings.spacing_mm or fitting_spacing_mm([_body_extent_mm(body) for body in bodies.values()], shape)
     volumes: dict[str, Volume] = {}
@@ -205,30 +182,6 @@ def add_case(
     return report
 
 
-@dataclass(frozen=True, eq=False)
-class _Scan:
-    """One image as it was scanned, and what its header may tell."""
-
-    role: str
-    volume: Volume
-    identity: SeriesIdentity | None
-    acquisition: dict[str, JsonValue]
-    header: object
-    bias: Volume | None
-
-    @property
-    def fill(self) -> float:
-        """What stands outside the scan: air in a CT, the background of an MR."""
-        return AIR_HU if self.role != "pmr" else float(self.volume.as_float().min())
-
-    def body(self) -> Volume:
-        """A mask of the body."""
-        if self.role != "pmr":
-            return body_mask(self.volume)
-        scaled, _ = normalise_mr(self.volume)
-        return self.volume.with_data(scaled > MR_BODY_UNIT)
-
-
 def fitting_spacing_mm(extents_mm: list[NDArray[np.float64]], shape: tuple[int, int, int]) -> float:
     """The finest isotropic spacing, to a tenth of a millimetre, at which bodies of these extents (3,) fit a grid."""
     needed = [np.minimum(extent + 2 * MARGIN_MM, (np.inf, np.inf, LONGEST_MM)) / shape for extent in extents_mm]
@@ -247,36 +200,7 @@ def _check_words(files: CaseFiles) -> None:
         raise UsageError(f"{', '.join(sorted(lonely))}: came with labels or points, but no image", code="no_images")
 
 
-def _read_scan(role: str, place: Path | str, settings: ImportSettings, report: list[str]) -> _Scan:
-    with local_copy(place, name=role) as path:
-        if holds_dicom(path):
-            read = load_series(
-                path,
-                name=role,
-                report=report,
-                series=settings.series.get(role),
-                drop_localizers=settings.drop_localizers,
-                resample_tilt=settings.resample_tilt,
-            )
-            volume, identity, header = read.volume, read.identity, read.headers[0]
-            acquisition = kept_attributes(header)
-        else:
-            volume = read_nifti(path, name=role, orientation=settings.orientation)
-            identity, acquisition, header = None, {}, None
-    bias = None
-    if role == "pmr":
-        check_mr(volume, role)
-        if settings.n4:
-            bias = bias_field(volume)
-            volume = volume.with_data(volume.as_float() / bias.as_float())
-    else:
-        check_ct(volume, role, report)
-        # scanners pad with values below any gas
-        volume = volume.with_data(np.maximum(volume.as_float(), np.float32(AIR_HU)))
-    return _Scan(role, volume, identity, acquisition, header, bias)
-
-
-def _check_identities(scans: Mapping[str, _Scan], ids: tuple[str, str]) -> None:
+def _check_identities(scans: Mapping[str, Scan], ids: tuple[str, str]) -> None:
     """Every DICOM series must be of one patient (fault 48), and no id may tell who it is."""
     patients = {scan.identity.patient for scan in scans.values() if scan.identity is not None}
     if len(patients) > 1:
@@ -285,34 +209,10 @@ def _check_identities(scans: Mapping[str, _Scan], ids: tuple[str, str]) -> None:
         raise BadInputError(message, code="patient_mismatch")
     for scan in scans.values():
         if scan.header is not None:
-            check_pseudonyms(ids, scan.header)  # type: ignore[arg-type]
+            check_pseudonyms(ids, scan.header)
 
 
-def _read_label(name: str, place: Path | str, scan: _Scan, report: list[str]) -> Volume:
-    with local_copy(place, name=name) as path:
-        drawn = _segmentation(path, name, scan) if holds_dicom(path) else read_nifti(path, name=name)
-        label = label_onto(drawn, scan.volume, name=name, report=report)
-    if not name.endswith("_tumour"):
-        return label
-    numbered = numbered_tumours(label)
-    if numbered is not label:
-        report.append(f"{name}: {int(numbered.data.max())} separate tumours were numbered, the largest 1")
-    return numbered
-
-
-def _segmentation(path: Path, name: str, scan: _Scan) -> Volume:
-    """A SEG's label map, which must be of the image's patient and frame."""
-    found = read_segmentation(path, name[4:], name=name)
-    if scan.identity is not None and found.identity.patient != scan.identity.patient:
-        message = f"{name}: the segmentation is of another patient than its image (PatientID differs)"
-        raise BadInputError(message, code="patient_mismatch")
-    if scan.identity is not None and found.identity.frame_of_reference != scan.identity.frame_of_reference:
-        message = f"{name}: the segmentation was drawn in another frame of reference than its image"
-        raise BadInputError(message, code="frame_mismatch")
-    return found.volume
-
-
-def _read_points(role: str, place: Path | str, scan: _Scan, report: list[str]) -> Landmarks:
+def _read_points(role: str, place: Path | str, scan: Scan, report: list[str]) -> Landmarks:
     name = f"{role}_landmarks"
     points = parse_landmarks(_text(place, name), name=name)
     outside = int((~scan.volume.geometry.contains(points.points_mm)).sum())
@@ -321,13 +221,13 @@ def _read_points(role: str, place: Path | str, scan: _Scan, report: list[str]) -
     return points
 
 
-def _read_probe(place: Path | str, ict: Volume, report: list[str]) -> Volume:
-    name = "ict_probe_mask"
+def _read_probe(place: Path | str, scan: Scan, report: list[str]) -> Volume:
+    name, ict = "ict_probe_mask", scan.volume
     if str(place).lower().endswith(".json"):
         mask = parse_probe_mask(_text(place, name), ict.geometry, name=name)
     else:
         with local_copy(place, name=name) as path:
-            mask = voxel_mask(read_nifti(path, name=name), ict.geometry, report, name=name)
+            mask = voxel_mask(read_drawn(path, name, scan, "probe"), ict.geometry, report, name=name)
     check_probe_mask(mask, ict, name=name)
     return mask.with_data(mask.as_mask().astype(np.uint8))
 

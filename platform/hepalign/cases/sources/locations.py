@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hepalign.cases import s3
-from hepalign.errors import UsageError
+from hepalign.errors import BadInputError, UsageError
+from hepalign.image.archive import MAX_MEMBERS
 
 
 @contextmanager
@@ -20,7 +21,8 @@ def local_copy(location: Path | str, *, name: str) -> Iterator[Path]:
         name: what to call it in messages: its own name may be a patient's.
 
     Raises:
-        UsageError: `no_such_file`; those of `s3.named_errors`.
+        UsageError: `no_such_file`.
+        BadInputError: `too_large` (413) for a prefix of more than one series; those of `s3.named_errors`.
     """
     word = str(location)
     if not word.startswith(s3.SCHEME):
@@ -40,6 +42,9 @@ def local_copy(location: Path | str, *, name: str) -> Iterator[Path]:
         below = [key for key in keys if key.startswith(f"{url.prefix}/") and not key.endswith("/")]
         if not below:
             raise UsageError(f"{name}: there is no such object or prefix; check the place", code="no_such_file")
+        if len(below) > MAX_MEMBERS:
+            message = f"{name}: {len(below)} objects under this prefix; name that of one series"
+            raise BadInputError(message, code="too_large", status=413)
         folder = Path(scratch) / "series"
         folder.mkdir()
         for number, key in enumerate(below):

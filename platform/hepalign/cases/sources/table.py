@@ -11,7 +11,8 @@ from pathlib import Path
 from hepalign.cases import s3
 from hepalign.cases.case import ROLES, Split
 from hepalign.cases.check import Finding
-from hepalign.cases.sources.importing import CaseFiles, Imported, ImportSettings, add_case
+from hepalign.cases.sources.importing import CaseFiles, Imported, add_case
+from hepalign.cases.sources.scans import ImportSettings
 from hepalign.cases.splits import PAPER_SHARES
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError, HepalignError, UsageError
