@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import structlog
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
+from sqlalchemy.exc import SQLAlchemyError
 
 from hepalign.errors import HepalignError
 from hepalign_serve import drift, housekeeping, logs, tracing, work
@@ -206,7 +208,11 @@ class Desk:
 
     async def _hold(self, held: work.Claim, beat: dict[str, Any]) -> None:
         """Renews the lease while the replica works, or while none is free yet."""
-        while await asyncio.to_thread(work.renew, self._records, held, beat["step"], beat["progress"]):
+        counts = True
+        while counts:
+            # A database that is away for a moment does not end the attempt: the lease outlasts several tries.
+            with contextlib.suppress(SQLAlchemyError):
+                counts = await asyncio.to_thread(work.renew, self._records, held, beat["step"], beat["progress"])
             await asyncio.sleep(RENEW_EVERY_S)
 
     def _publish(self, held: work.Claim, errand: Errand, outcome: dict[str, Any]) -> None:

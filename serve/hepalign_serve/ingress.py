@@ -79,7 +79,7 @@ class RemoteDesk:
         status: dict[str, Any] = await self._call("status")
         return status
 
-    async def _call(self, method: str, timeout_s: float = DESK_TIMEOUT_S, **words: Any) -> Any:
+    async def _call(self, method: str, timeout_s: float = DESK_TIMEOUT_S, /, **words: Any) -> Any:
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await getattr(self._handle, method).remote(**words)
