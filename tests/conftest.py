@@ -13,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from served import Served
+    from shown_site import Shown
 
 # torch reads it at import: the suite's timings and its bitwise comparisons want one thread
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -61,6 +62,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
     folder = tmp_path_factory.mktemp("served")
     # There is no such release until a test makes one.
     with boot(folder, candidate=str(folder / "candidate")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shown]:
+    """The application over HTTP in this process, with a case whose results are known; no Ray."""
+    from shown_site import shown_site
+
+    with shown_site(tmp_path_factory.mktemp("shown")) as running:
         yield running
 
 

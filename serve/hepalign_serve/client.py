@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,10 +15,13 @@ from typing import Any
 import httpx2
 import stamina
 
-from hepalign.errors import HepalignError, UsageError, WorkFailedError
+from hepalign.errors import EXIT_BAD_DATA, HepalignError, UsageError, WorkFailedError
+from hepalign_serve.parcels import Parcel, parcel
 
-CHUNK_BYTES = 1 << 20
+# An image larger than this travels in chunks, each of which survives a lost connection.
+PART_BYTES = 8 << 20
 _BUSY = (429, 502, 503)
+_BAD_DATA = (413, 415, 422)
 _UNFINISHED = ("queued", "running")
 
 Job = dict[str, Any]
@@ -26,6 +29,12 @@ Job = dict[str, Any]
 
 class ServiceError(HepalignError):
     """The service refused: its problem document's code, status and detail."""
+
+
+class RefusedImageError(ServiceError):
+    """The service cannot use the image as it is: the same document, another exit status."""
+
+    exit_code = EXIT_BAD_DATA
 
 
 class _BusyError(Exception):
@@ -82,24 +91,52 @@ class Client:
         return self._json("GET", "/v1/release")
 
     def upload(
-        self, case: str, role: str, image: Path | bytes, *, progress: Callable[[int], None] | None = None
+        self, case: str, role: str, image: Path | bytes, *, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, Any]:
-        """Sends an image (NIfTI file or bytes, DICOM zip, or a JSON probe mask) with its SHA-256.
+        """Sends an image with its SHA-256; a large one in chunks, of which those that arrived are not sent again.
 
         Args:
             case: the case's id.
             role: `pmr`, `pct`, `ict`, `pct-liver`, `ict-probe-mask` …
-            image: a file's path or its bytes.
-            progress: called with the bytes sent so far.
+            image: a NIfTI file, a DICOM folder or zip, a JSON probe mask; or their bytes.
+            progress: called with the bytes sent so far and in all.
         """
-        size, digest = _measured(image)
-        headers = {
-            "Content-Length": str(size),
-            "Content-Type": _media_type(image),
-            "Content-Digest": f"sha-256=:{base64.b64encode(digest).decode()}:",
-        }
-        path = f"/v1/cases/{case}/images/{role}"
-        return self._json("PUT", path, headers=headers, content=lambda: _chunks(image, progress))
+        tell = progress or (lambda sent, total: None)
+        with parcel(image) as sending:
+            if sending.size > PART_BYTES:
+                return self._upload_in_parts(case, role, sending, tell)
+            digest = base64.b64encode(sending.digest).decode()
+            headers = {"Content-Type": sending.media_type, "Content-Digest": f"sha-256=:{digest}:"}
+            found = self._send("PUT", f"/v1/cases/{case}/images/{role}", sending, 0, sending.size, headers)
+            tell(sending.size, sending.size)
+            return found
+
+    def _upload_in_parts(
+        self, case: str, role: str, sending: Parcel, tell: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        path, cut = f"/v1/cases/{case}/uploads/{role}", sending.cut(PART_BYTES)
+        whole = {"parts": len(cut), "sha256": sending.digest.hex(), "content_type": sending.media_type}
+        arrived = {int(number): size for number, size in self._json("GET", path)["parts"].items()}
+        # Chunks of another image may lie there: the SHA-256 of the whole tells, and all are sent once more.
+        for here in (arrived, {}) if arrived else ({},):
+            sent = 0
+            for number, (start, size) in enumerate(cut):
+                if here.get(number) != size:
+                    self._send("PUT", f"{path}/{number}", sending, start, size, {})
+                sent += size
+                tell(sent, sending.size)
+            try:
+                return self._json("POST", f"{path}/complete", json=whole)
+            except ServiceError as error:
+                if error.code != "digest_mismatch" or not here:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _send(
+        self, method: str, path: str, sending: Parcel, start: int, size: int, headers: dict[str, str]
+    ) -> dict[str, Any]:
+        headers = {"Content-Length": str(size), **headers}
+        return self._json(method, path, headers=headers, content=lambda: sending.pieces(start, size))
 
     def plan(self, case: str, *, engine: str | None = None, wait_s: float = 0, key: str | None = None) -> Job:
         """Starts the plan; the job, finished if `wait_s` was enough."""
@@ -134,19 +171,28 @@ class Client:
             time.sleep(pause_s)
             pause_s = min(2.0, pause_s * 1.3)
 
-    def artifact(self, case: str, name: str, folder: Path, *, job: str | None = None) -> Path:
-        """Saves an artifact in `folder`; a half-written file never stays under its name."""
+    def artifact(
+        self, case: str, name: str, folder: Path, *, job: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:  # fmt: skip
+        """Saves an artifact in `folder`; a lost connection is taken up where it broke, the whole is checked by SHA-256.
+
+        Raises:
+            ServiceError: what the service refuses.
+            WorkFailedError: `digest_mismatch` when what came is not what was sent.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / Path(name).name
         partial = target.with_name(f"{target.name}.partial")
-        params = {} if job is None else {"job": job}
-        with self._http.stream("GET", f"/v1/cases/{case}/artifacts/{name}", params=params) as answer:
-            if answer.status_code != 200:
-                answer.read()
-                raise _refusal(_document(answer))
-            with partial.open("wb") as file:
-                for chunk in answer.iter_bytes():
-                    file.write(chunk)
+        partial.unlink(missing_ok=True)
+        path, params = f"/v1/cases/{case}/artifacts/{name}", {} if job is None else {"job": job}
+        download = _Download(self._http, path, params, partial, progress or (lambda got, total: None))
+        for attempt in stamina.retry_context(on=(httpx2.TransportError, _BusyError), attempts=self._attempts):
+            with attempt:
+                download.go_on()
+        if not download.whole():
+            partial.unlink()
+            raise WorkFailedError(f"{target.name} came damaged: ask again", code="digest_mismatch")
         return partial.replace(target)
 
     def download(self, case: str, folder: Path, *, job: Job | None = None) -> list[Path]:
@@ -154,9 +200,17 @@ class Client:
         names = self.case(case)["artifacts"] if job is None else job["artifacts"]
         return [self.artifact(case, name, folder, job=None if job is None else job["id"]) for name in names]
 
-    def dicom(self, case: str, name: str) -> bytes:
+    def dicom(self, case: str, name: str, *, job: str | None = None) -> bytes:
         """An artifact as a zip of derived DICOM files."""
-        return self._call("GET", f"/v1/cases/{case}/artifacts/{name}", params={"format": "dicom"}).content
+        params = {"format": "dicom"} | ({} if job is None else {"job": job})
+        return self._call("GET", f"/v1/cases/{case}/artifacts/{name}", params=params).content
+
+    def dicom_zip(self, case: str, name: str, folder: Path) -> Path:
+        """Saves `dicom` in a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{name.partition('.')[0]}.zip"
+        target.write_bytes(self.dicom(case, name))
+        return target
 
     def _order(self, path: str, body: Mapping[str, Any], wait_s: float, key: str | None) -> Job:
         headers = {"Idempotency-Key": key or secrets.token_hex(16)}
@@ -192,6 +246,39 @@ class Client:
         return answer
 
 
+class _Download:
+    """A file that comes in as many pieces as the connection breaks it into."""
+
+    def __init__(
+        self, http: httpx2.Client, path: str, params: dict[str, str], partial: Path, tell: Callable[[int, int], None]
+    ) -> None:
+        self._http, self._path, self._params, self._partial, self._tell = http, path, params, partial, tell
+        self._digest = ""
+
+    def go_on(self) -> None:
+        """Asks for what is missing."""
+        got = self._partial.stat().st_size if self._partial.exists() else 0
+        headers = {"Range": f"bytes={got}-", "If-Range": f'"{self._digest}"'} if got and self._digest else {}
+        with self._http.stream("GET", self._path, params=self._params, headers=headers) as answer:
+            if answer.status_code in _BUSY:
+                raise _BusyError
+            if answer.status_code >= 400:
+                answer.read()
+                raise _refusal(_document(answer))
+            self._digest = str(answer.headers.get("ETag", "")).strip('"')
+            goes_on = answer.status_code == 206
+            total = int(answer.headers.get("Content-Length", 0)) + (got if goes_on else 0)
+            with self._partial.open("ab" if goes_on else "wb") as file:
+                for chunk in answer.iter_bytes():
+                    file.write(chunk)
+                    self._tell(file.tell(), total)
+
+    def whole(self) -> bool:
+        """What came has the SHA-256 that the service named (where it named one)."""
+        with self._partial.open("rb") as file:
+            return self._digest in ("", hashlib.file_digest(file, "sha256").hexdigest())
+
+
 def _document(answer: httpx2.Response) -> dict[str, Any]:
     try:
         found: dict[str, Any] = answer.json()
@@ -201,36 +288,6 @@ def _document(answer: httpx2.Response) -> dict[str, Any]:
 
 
 def _refusal(problem: Mapping[str, Any]) -> ServiceError:
-    return ServiceError(str(problem["detail"]), code=str(problem["code"]), status=int(problem["status"]))
-
-
-def _measured(image: Path | bytes) -> tuple[int, bytes]:
-    if isinstance(image, bytes):
-        return len(image), hashlib.sha256(image).digest()
-    with image.open("rb") as file:
-        return image.stat().st_size, hashlib.file_digest(file, "sha256").digest()
-
-
-def _media_type(image: Path | bytes) -> str:
-    suffix = image.suffix if isinstance(image, Path) else ""
-    known = {".zip": "application/zip", ".json": "application/json", ".gz": "application/gzip"}
-    return known.get(suffix, "application/octet-stream")
-
-
-def _chunks(image: Path | bytes, progress: Callable[[int], None] | None) -> Iterator[bytes]:
-    sent = 0
-    for chunk in _pieces(image):
-        yield chunk
-        sent += len(chunk)
-        if progress is not None:
-            progress(sent)
-
-
-def _pieces(image: Path | bytes) -> Iterator[bytes]:
-    if isinstance(image, bytes):
-        for start in range(0, len(image), CHUNK_BYTES):
-            yield image[start : start + CHUNK_BYTES]
-        return
-    with image.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+    status = int(problem["status"])
+    kind = RefusedImageError if status in _BAD_DATA else ServiceError
+    return kind(str(problem["detail"]), code=str(problem["code"]), status=status)
