@@ -226,10 +226,12 @@ def test_serve_config_passes_rays_own_schema_and_names_a_real_builder_and_sound_
     settings = Settings.model_validate(yaml.safe_load((KUBERAY / "base" / mounted.name).read_text(encoding="utf-8")))
     assert settings.database_url.startswith("postgresql")
     # the replicas fit the smallest number of pods
-    worker = cluster_of(service)["workerGroupSpecs"][0]
-    cpus = int(worker["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]) * worker["minReplicas"]
-    asked = sum(kind.replicas * kind.num_cpus for kind in (settings.plan, settings.guide))
-    assert asked <= cpus
+    lanes = (settings.plan, settings.guide, settings.synthesis, settings.inpainting)
+    asked = sum(lane.replicas * lane.num_cpus for lane in lanes) + settings.ingress_replicas
+    for overlay in OVERLAYS:
+        worker = cluster_of(of_kind(overlay, "RayService")[0])["workerGroupSpecs"][0]
+        cpus = int(worker["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]) * worker["minReplicas"]
+        assert asked <= cpus, overlay
 
 
 def test_an_upgrade_starts_a_second_cluster_and_keeps_the_first_for_its_jobs() -> None:
