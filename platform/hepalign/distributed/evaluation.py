@@ -64,6 +64,8 @@ def evaluate_release(
     workers: int = 0,
     fresh: bool = False,
     both_ways: bool = True,
+    threads: int | None = None,
+    seed: int = 0,
 ) -> Evaluation:
     """`evaluation.evaluate` for a named release, in this process or on Ray; its means go to MLflow.
 
@@ -72,12 +74,15 @@ def evaluate_release(
         release: as `resolve_release`.
         ablate: name to another release, to `STAGE:FOLDER` (that training's network in this release), or to a word
             of `evaluation.variants`; what cannot be loaded is skipped by name, with the reason.
-        workers: Ray tasks at a time, with one thread each; 0 works in this process.
+        workers: Ray tasks at a time; 0 works in this process.
         both_ways: measure the inverse consistency too.
+        threads: of every method; two, and one on Ray, unless given. Ray reserves as many CPUs for each task.
+        seed: for the peers that sample, and for untrained weights.
     """
     opened, bundle = open_cohort(cohort), load_bundle(resolve_release(release))
     others = {name: _ablation(bundle, word) for name, word in (ablate or {}).items()}
-    with _spread(workers) as spread:
+    threads = threads or (1 if workers else 2)
+    with _spread(workers, threads) as spread:
         return evaluate(
             opened,
             bundle,
@@ -89,7 +94,8 @@ def evaluate_release(
             log=lambda means: log_evaluation(means, out),
             progress=lambda done, total: _say(f"evaluation: {done}/{total}"),
             fresh=fresh,
-            threads=1 if workers else 2,
+            threads=threads,
+            seed=seed,
             both_ways=both_ways,
         )
 
@@ -156,12 +162,12 @@ def _scored(out: Path, case_id: str) -> dict[str, str] | None:
 
 
 @contextmanager
-def _spread(workers: int) -> Iterator[Map]:
+def _spread(workers: int, cpus: int = 1) -> Iterator[Map]:
     if workers == 0:
         yield map
         return
     with ray_session():
-        yield ray_map(workers)
+        yield ray_map(workers, float(cpus))
 
 
 def _call(fn: Callable[[Any], Any], item: Any) -> Any:

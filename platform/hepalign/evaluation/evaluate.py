@@ -11,25 +11,28 @@ from typing import Any, Literal
 
 import torch
 
-from hepalign.cases.case import Case, Split
+from hepalign.cases.case import Split
 from hepalign.cases.cohort import Cohort
 from hepalign.errors import BadInputError, UsageError
 from hepalign.evaluation import report, tables
-from hepalign.evaluation.baselines import find_baselines
+from hepalign.evaluation.baselines import BASELINES, find_baselines
 from hepalign.evaluation.methods import (
     Method,
+    Running,
     chained_peer_method,
     identity_method,
     peer_method,
     proposed_method,
 )
 from hepalign.evaluation.provenance import provenance
+from hepalign.evaluation.rerun import compare_runs
 from hepalign.evaluation.unit import RECORD_SCHEMA, Record, Work
-from hepalign.evaluation.variants import variant_method
+from hepalign.evaluation.variants import TRAINED_ABLATIONS, Absent, untrained_reason, variant_method
 from hepalign.inference.bundle import Bundle
 
 DEFAULT_BASELINES = ("ants-rigid", "ants-syn", "greedy-nmi", "greedy-wncc")
-RESULTS_SCHEMA = 1
+RESULTS_SCHEMA = 2
+WORK = "work"
 Map = Callable[[Callable[[tuple[str, str]], Record], Iterable[tuple[str, str]]], Iterable[Record]]
 
 
@@ -79,15 +82,18 @@ def evaluate(
     *,
     split: Split | Literal["all"] = "test",
     baselines: Sequence[str] = DEFAULT_BASELINES,
-    ablate: Mapping[str, Bundle | str] | None = None,
+    ablate: Mapping[str, Bundle | str | Absent] | None = None,
     map: Map = map,
     log: Callable[[Mapping[str, float]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     fresh: bool = False,
     threads: int = 2,
     seed: int = 0,
+    both_ways: bool = True,
 ) -> Evaluation:
-    """Run every method on every case of a split and write report.html, table2.csv, cases.csv, results.json.
+    """Run every method on every case of a split and write its report and tables.
+
+    The files are report.html, table2.csv, cases.csv, images.csv and results.json.
 
     Each (case, method) is kept under `out/work` as it finishes, so a broken run goes on where it stopped; a record
     made with another release, cohort, code, seed or thread count is not reused.
@@ -98,13 +104,15 @@ def evaluate(
         split: train, val, test or all.
         baselines: names of `hepalign.evaluation.baselines.BASELINES`; one that cannot run here is named in the report.
         ablate: name to another release, or to a word of `variants.VARIANTS` (or `PEER@inpainted`), which changes one
-            part of this release's chain.
+            part of this release's chain, or to why it cannot run here.
         map: the builtin, or one that spreads the calls; results come in any order.
         log: receives the flat means once.
         progress: receives (done, total).
-        fresh: forget what is kept and compute everything again.
+        fresh: compute everything again; the results say how far it stands from what was kept.
         threads: for every peer, and for ours.
         seed: for the peers that sample, and for untrained weights.
+        both_ways: register every pair with its images exchanged as well, for the inverse consistency; it doubles the
+            peers' work and is not in their seconds.
 
     Raises:
         BadInputError: `empty_split`.
@@ -113,17 +121,21 @@ def evaluate(
     cases = cohort.cases(None if split == "all" else split)
     if not cases:
         raise BadInputError(f"cohort {cohort.name} has no case in its {split} split", code="empty_split")
-    methods, skipped = _methods(bundle, baselines, ablate or {}, threads=threads, seed=seed)
-    facts = provenance(cohort, bundle, split=split, threads=threads, seed=seed)
+    running = Running(threads, seed, both_ways)
+    methods, skipped = _methods(bundle, baselines, ablate or {}, running)
+    facts = provenance(cohort, bundle, split=split, running=running)
     keys = {name: _key(facts, method, (ablate or {}).get(name)) for name, method in methods.items()}
     torch.set_num_threads(threads)
-    records = _run(Work(cohort, methods), cases, out, keys, map, progress, fresh)
+    units = [(case.id, name) for case in cases for name in methods]
+    kept = {unit: record for unit in units if (record := _kept(out / WORK, unit, keys[unit[1]])) is not None}
+    records = _run(Work(cohort, methods), units, {} if fresh else kept, out / WORK, keys, map, progress)
     results = {
         "schema": RESULTS_SCHEMA,
         "provenance": facts,
         "methods": [{"name": m.name, "family": m.family, "about": m.about} for m in methods.values()],
         "skipped": skipped,
-        **tables.collect(records, list(methods)),
+        "rerun": compare_runs(kept.values(), records) if fresh and kept else None,
+        **tables.collect(records, {name: method.family for name, method in methods.items()}),
     }
     tables.write(results, out)
     report.write(results, records, out / "report.html")
@@ -134,42 +146,42 @@ def evaluate(
 
 
 def _methods(
-    bundle: Bundle, baselines: Sequence[str], ablate: Mapping[str, Bundle | str], *, threads: int, seed: int
+    bundle: Bundle, baselines: Sequence[str], ablate: Mapping[str, Bundle | str | Absent], running: Running
 ) -> tuple[dict[str, Method], list[dict[str, str]]]:
     methods = [identity_method()]
-    skipped = []
-    present = []
-    for baseline in find_baselines(list(baselines)):
-        reason = baseline.missing()
-        if reason is None:
-            methods.append(peer_method(baseline, threads=threads, seed=seed))
-            present.append(baseline)
-        else:
-            skipped.append({"name": baseline.name, "reason": reason})
-    named = {baseline.name: baseline for baseline in present}
-    if {"greedy-nmi", "greedy-wncc"} <= named.keys():
-        methods.append(chained_peer_method(named["greedy-nmi"], named["greedy-wncc"], threads=threads, seed=seed))
-    methods += [proposed_method(bundle, "fast"), proposed_method(bundle, "refine")]
+    reasons = {baseline.name: baseline.missing() for baseline in find_baselines(list(baselines))}
+    skipped = [{"name": name, "reason": reason} for name, reason in reasons.items() if reason is not None]
+    present = {name: BASELINES[name] for name, reason in reasons.items() if reason is None}
+    methods += [peer_method(baseline, running) for baseline in present.values()]
+    if {"greedy-nmi", "greedy-wncc"} <= present.keys():
+        methods.append(chained_peer_method(present["greedy-nmi"], present["greedy-wncc"], running))
+    methods += [proposed_method(bundle, "fast", running), proposed_method(bundle, "refine", running)]
     for name, other in ablate.items():
-        if isinstance(other, str):
-            methods.append(variant_method(other, name, bundle, threads=threads, seed=seed))
+        if isinstance(other, Absent):
+            skipped.append({"name": name, "reason": other.reason})
+        elif isinstance(other, str):
+            methods.append(variant_method(other, name, bundle, running))
         else:
-            methods.append(proposed_method(other, "refine", name=name, family="ablation"))
+            methods.append(proposed_method(other, "refine", running, name=name, family="ablation"))
+    skipped += [{"name": n, "reason": untrained_reason(n)} for n in TRAINED_ABLATIONS if n not in ablate]
     found = {method.name: method for method in methods}
     if len(found) != len(methods):
         raise UsageError("an ablation has the name of another method: give it one of its own", code="usage")
     return found, skipped
 
 
-def _key(facts: Mapping[str, Any], method: Method, other: Bundle | str | None) -> str:
+def _key(facts: Mapping[str, Any], method: Method, other: Bundle | str | Absent | None) -> str:
     """What a kept record depends on, as one digest."""
-    release = facts["release"]["digests"] if method.family in ("proposed", "ablation") else None
-    ablated = dict(other.digests) if isinstance(other, Bundle) else other
+    ours = method.family in ("proposed", "ablation")
+    release = facts["release"]["digests"] if ours else None
+    ablated = dict(other.digests) if isinstance(other, Bundle) else str(other)
     depends = [
         RECORD_SCHEMA,
+        facts["code_digest" if ours else "peers_code_digest"],
         facts["cohort"]["digest"],
         facts["threads"],
         facts["seed"],
+        facts["both_ways"],
         method.about,
         release,
         ablated,
@@ -179,29 +191,25 @@ def _key(facts: Mapping[str, Any], method: Method, other: Bundle | str | None) -
 
 def _run(
     work: Work,
-    cases: Sequence[Case],
-    out: Path,
+    units: Sequence[tuple[str, str]],
+    kept: Mapping[tuple[str, str], Record],
+    folder: Path,
     keys: Mapping[str, str],
     spread: Map,
     progress: Callable[[int, int], None] | None,
-    fresh: bool,
 ) -> list[Record]:
-    folder = out / "work"
     folder.mkdir(parents=True, exist_ok=True)
-    units = [(case.id, name) for case in cases for name in work.methods]
-    kept = {} if fresh else {unit: record for unit in units if (record := _kept(folder, unit, keys[unit[1]]))}
-    done = len(kept)
-    for record in spread(work, [unit for unit in units if unit not in kept]):
+    found = dict(kept)
+    for record in spread(work, [unit for unit in units if unit not in found]):
         unit = record["case"], record["method"]
-        kept[unit] = record
+        found[unit] = record
         target = _record_path(folder, unit)
         partial = target.with_suffix(".partial")
         partial.write_text(json.dumps({"key": keys[unit[1]], "record": record}), encoding="utf-8")
         partial.replace(target)
-        done += 1
         if progress is not None:
-            progress(done, len(units))
-    return [kept[unit] for unit in units]
+            progress(len(found), len(units))
+    return [found[unit] for unit in units]
 
 
 def _record_path(folder: Path, unit: tuple[str, str]) -> Path:

@@ -66,7 +66,7 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str]) 
     if key is None or not pairs:
         return ""
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.4 * len(pairs), 3.6), layout="constrained")
+        figure = Figure(figsize=(4.9 * len(pairs), 3.6), layout="constrained")
         for axes, pair in zip(np.atleast_1d(figure.subplots(1, len(pairs))), pairs, strict=True):
             points = []
             for method, family in families.items():
@@ -77,13 +77,16 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str]) 
             axes.set(xlabel="seconds per case", ylabel="liver error, mm")
             for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
                 _log_mm(axis, scale)
-            axes.margins(x=0.3, y=0.15)
+            axes.margins(x=0.15, y=0.15)
             axes.set_title(pair, loc="left", fontweight="bold")
         return _svg(figure)
 
 
 def capture_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str]) -> str:
-    """Liver error after against before; a line per method runs through the means of thirds of the cases."""
+    """Liver error after against before; a line runs through the means of thirds of the cases.
+
+    Drawn are what is proposed and each pair's best peers; the rest would hide them.
+    """
     key = error_key(rows)
     pairs = [pair for pair in PAIRS if any(r["pair"] == pair and r["method"] == "identity" for r in rows)]
     if key is None or not pairs:
@@ -92,20 +95,17 @@ def capture_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str])
         figure = Figure(figsize=(4.4 * len(pairs), 3.8), layout="constrained")
         for axes, pair in zip(np.atleast_1d(figure.subplots(1, len(pairs))), pairs, strict=True):
             before = {r["case"]: r[key] for r in rows if _of(r, pair, "identity", key)}
-            peers = iter(("-", "--", ":", "-."))
-            for method, family in families.items():
+            lines = iter(("-", "--", ":", "-."))
+            for method in _drawn(rows, pair, families, key):
                 after = {r["case"]: r[key] for r in rows if _of(r, pair, method, key) and r["case"] in before}
-                if family == "start" or not after:
-                    continue
                 x, y = (np.array([d[case] for case in sorted(after, key=before.__getitem__)]) for d in (before, after))
-                colour = FAMILY_COLOURS[family]
+                colour, ours = FAMILY_COLOURS[families[method]], families[method] == "proposed"
+                line = ("-" if method.endswith("refine") else "--") if ours else next(lines)
                 axes.plot(x, y, "o", color=colour, markersize=3, alpha=0.5)
                 thirds = [part for part in np.array_split(np.arange(len(x)), min(3, len(x))) if len(part)]
-                line = "-" if family == "proposed" else next(peers, ":")
-                width = 2.0 if family == "proposed" else 1.1
                 axes.plot(
                     [x[part].mean() for part in thirds], [y[part].mean() for part in thirds], line, color=colour,
-                    linewidth=width, label=method,
+                    linewidth=2.0 if ours else 1.1, label=method,
                 )  # fmt: skip
             top = max(before.values(), default=1.0)
             axes.plot([0, top], [0, top], color=PALE, linewidth=1, linestyle="--", label="nothing gained")
@@ -113,8 +113,19 @@ def capture_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str])
             axes.set_ylim(0, 1.3 * top)
             axes.set(xlabel="liver error before, mm", ylabel="liver error after, mm")
             axes.set_title(pair, loc="left", fontweight="bold")
-            axes.legend(fontsize=7, frameon=False)
+            axes.legend(fontsize=7, frameon=False, loc="upper left")
         return _svg(figure)
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]], pair: str, families: Mapping[str, str], key: str) -> list[str]:
+    """What is proposed, and the four peers with the smallest mean error on the pair."""
+    peers = {
+        method: float(np.mean(values))
+        for method, family in families.items()
+        if family == "peer" and (values := _values(rows, pair, method, key))
+    }
+    ours = [method for method, family in families.items() if family == "proposed" and _values(rows, pair, method, key)]
+    return [*sorted(peers, key=peers.__getitem__)[:4], *ours]
 
 
 def _log_mm(axis: Axis, scale: Callable[..., None]) -> None:
@@ -137,10 +148,23 @@ def _pareto(axes: Axes, points: list[tuple[float, float, str]], families: Mappin
     front: list[tuple[float, float]] = []
     for seconds, error, method in sorted(points):
         axes.plot(seconds, error, "o", color=FAMILY_COLOURS[families[method]], markersize=7)
-        axes.annotate(method, (seconds, error), xytext=(5, 5), textcoords="offset points", fontsize=7.5)
         if not front or error < front[-1][1]:
             front.append((seconds, error))
-    axes.plot(*zip(*front, strict=True), color=PALE, linewidth=1, linestyle="--", zorder=0)
+    if front:
+        axes.plot(*zip(*front, strict=True), color=PALE, linewidth=1, linestyle="--", zorder=0)
+    _names_aside(axes, points, families)
+
+
+def _names_aside(axes: Axes, points: list[tuple[float, float, str]], families: Mapping[str, str]) -> None:
+    """The methods' names in a column at the right, in the order of their errors, each joined to its dot."""
+    ordered = sorted(points, key=lambda point: point[1])
+    for place, (seconds, error, method) in enumerate(ordered):
+        height = (place + 0.5) / len(ordered)
+        axes.annotate(
+            method, (seconds, error), xytext=(1.04, height), textcoords="axes fraction", fontsize=7, va="center",
+            color=FAMILY_COLOURS[families[method]], annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4},
+        )  # fmt: skip
 
 
 def _svg(figure: Figure) -> str:

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as attribute
-from typing import Any
 
-from hepalign.errors import BadInputError
+from hepalign.errors import BadInputError, HepalignError
 from hepalign.evaluation.baselines.baseline import Baseline
-from hepalign.evaluation.baselines.prepare import Modality
+from hepalign.evaluation.baselines.isolated import run_apart
+from hepalign.evaluation.baselines.problem import Modality
+from hepalign.evaluation.baselines.task import Task
 from hepalign.evaluation.pairs import PAIRS, Pair, Patient
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle
@@ -25,12 +26,32 @@ MODALITIES: dict[str, Modality] = {"pmr": "mr", "pct": "ct", "ict": "ct"}
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """What a method made of one pair."""
+    """What a method made of one pair.
+
+    Args:
+        field: from the fixed image's points to the moving image's.
+        seconds: from images to field.
+        steps: seconds by step.
+        quality: what a release says of its own result.
+        backward: the same method's field with the images exchanged, on the moving image's grid; not in the seconds.
+        peak_memory_mb: of the method's own process, where it had one.
+    """
 
     field: DisplacementField
     seconds: float
     steps: Mapping[str, float] = attribute(default_factory=dict)
     quality: Mapping[str, object] = attribute(default_factory=dict)
+    backward: DisplacementField | None = None
+    peak_memory_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class Running:
+    """How every method is run: its threads, its seed, and whether both ways (for the inverse consistency)."""
+
+    threads: int
+    seed: int
+    both_ways: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,86 +87,100 @@ def identity_method() -> Method:
     def solve(patient: Patient) -> Answer:
         answer = Answer()
         for pair in patient.pairs():
-            geometry = patient.volume(PAIRS[pair][1]).geometry
-            answer.solved[pair] = Solved(DisplacementField.identity(geometry), 0.0)
+            moving, fixed = (patient.volume(role).geometry for role in PAIRS[pair])
+            still = DisplacementField.identity(fixed)
+            answer.solved[pair] = Solved(still, 0.0, backward=DisplacementField.identity(moving))
         return answer
 
     return Method("identity", "start", "no registration: where every method starts", solve)
 
 
-def peer_method(baseline: Baseline, *, threads: int, seed: int) -> Method:
+def peer_method(baseline: Baseline, running: Running) -> Method:
     """A peer on the raw images; each pair is registered directly."""
 
     def solve(patient: Patient) -> Answer:
+        pairs = patient.pairs()
+        found = run_apart([_task(baseline, patient, pair, running) for pair in pairs])
         answer = Answer()
-        for pair in patient.pairs():
-            moving, fixed = PAIRS[pair]
-            images = patient.volume(moving), patient.volume(fixed)
-            started = time.perf_counter()
-            try:
-                found = baseline.register(
-                    *images,
-                    fixed_mask=patient.valid(fixed),
-                    modalities=(MODALITIES[moving], MODALITIES[fixed]),
-                    threads=threads,
-                    seed=seed,
-                )
-            except Exception as error:  # noqa: BLE001 - a peer that fails on one pair is a row that says so
-                answer.failed[pair] = describe(error)
-                continue
-            answer.solved[pair] = Solved(found, time.perf_counter() - started)
+        for pair, result in zip(pairs, found, strict=True):
+            if isinstance(result, str):
+                answer.failed[pair] = result
+            else:
+                answer.solved[pair] = Solved(
+                    result.field, result.seconds, result.steps, backward=result.backward,
+                    peak_memory_mb=result.peak_memory_mb,
+                )  # fmt: skip
         return answer
 
     return Method(baseline.name, "peer", baseline.settings, solve)
 
 
-def chained_peer_method(across: Baseline, within: Baseline, *, threads: int, seed: int) -> Method:
+def chained_peer_method(across: Baseline, within: Baseline, running: Running) -> Method:
     """The strongest peers chained as the paper's own workflow is: pMR to pCT by `across`, pCT to iCT by `within`."""
 
     def solve(patient: Patient) -> Answer:
         if "pMR-iCT" not in patient.pairs() or not patient.case.has("pct"):
             return Answer()
-        started = time.perf_counter()
-        common: dict[str, Any] = {"threads": threads, "seed": seed}
-        before = across.register(patient.volume("pmr"), patient.volume("pct"), modalities=("mr", "ct"), **common)
-        during = within.register(
-            patient.volume("pct"), patient.volume("ict"), fixed_mask=patient.valid("ict"), **common
+        tasks = [_task(across, patient, "pMR-pCT", running), _task(within, patient, "pCT-iCT", running)]
+        before, during = run_apart(tasks)
+        if isinstance(before, str) or isinstance(during, str):
+            return Answer(failed={"pMR-iCT": before if isinstance(before, str) else str(during)})
+        solved = Solved(
+            compose(before.field, during.field),
+            before.seconds + during.seconds,
+            {across.name: before.seconds, within.name: during.seconds},
+            backward=_chained(during.backward, before.backward),
+            peak_memory_mb=max(before.peak_memory_mb, during.peak_memory_mb),
         )
-        return Answer({"pMR-iCT": Solved(compose(before, during), time.perf_counter() - started)})
+        return Answer({"pMR-iCT": solved})
 
-    about = f"{across.name} from pMR to pCT composed with {within.name} from pCT to iCT"
+    about = f"{across.name} from pMR to pCT composed with {within.name} from pCT to iCT; seconds of both"
     return Method(f"{across.name}+{within.name}", "peer", about, solve)
 
 
-def proposed_method(bundle: Bundle, engine: Engine, *, name: str | None = None, family: str = "proposed") -> Method:
+def _task(baseline: Baseline, patient: Patient, pair: Pair, running: Running) -> Task:
+    moving, fixed = PAIRS[pair]
+    return baseline.task(
+        patient.volume(moving), patient.volume(fixed), fixed_mask=patient.valid(fixed),
+        modalities=(MODALITIES[moving], MODALITIES[fixed]), threads=running.threads, seed=running.seed,
+        both_ways=running.both_ways,
+    )  # fmt: skip
+
+
+def proposed_method(
+    bundle: Bundle, engine: Engine, running: Running, *, name: str | None = None, family: str = "proposed"
+) -> Method:
     """The release as it is served: plan, then guide; CT pairs alone where the case has no MR."""
 
     def solve(patient: Patient) -> Answer:
         case = patient.case
         if case.has("pmr", "pct"):
-            return _planned(bundle, patient, engine, PLAN_ENGINES[engine])
+            return _planned(bundle, patient, engine, running)
         if not case.has("pct", "ict"):
             return Answer()
+        pct, ict = patient.volume("pct"), patient.volume("ict")
         started = time.perf_counter()
-        found = register(
-            bundle,
-            patient.volume("pct"),
-            patient.volume("ict"),
-            engine=engine,
-            probe_mask=patient.mask("ict_probe_mask"),
-        )
-        return Answer({"pCT-iCT": Solved(found.field, time.perf_counter() - started, found.timings)})
+        found = register(bundle, pct, ict, engine=engine, probe_mask=patient.mask("ict_probe_mask"))
+        seconds = time.perf_counter() - started
+        backward = _backward(bundle, ict, pct, engine, running)
+        return Answer({"pCT-iCT": Solved(found.field, seconds, found.timings, found.quality, backward)})
 
     title = name or f"proposed-{engine}"
-    about = f"release {bundle.name}: planned by {PLAN_ENGINES[engine]}, guided by {engine}; no labels given"
+    about = (
+        f"release {bundle.name}: planned by {PLAN_ENGINES[engine]}, guided by {engine}; no labels given; the seconds "
+        "of pMR-iCT are the guide's, the plan was made before the procedure"
+    )
     return Method(title, family, about, solve)
 
 
-def _planned(bundle: Bundle, patient: Patient, engine: Engine, plan_engine: PlanEngine) -> Answer:
+def _planned(bundle: Bundle, patient: Patient, engine: Engine, running: Running) -> Answer:
+    pct = patient.volume("pct")
     started = time.perf_counter()
-    planned = plan(bundle, patient.volume("pmr"), patient.volume("pct"), labels={}, engine=plan_engine)
+    planned = plan(bundle, patient.volume("pmr"), pct, labels={}, engine=PLAN_ENGINES[engine])
+    seconds = time.perf_counter() - started
+    before = _backward(bundle, pct, planned.sct, engine, running)
     answer = Answer(
-        {"pMR-pCT": Solved(planned.field_pct_from_pmr, time.perf_counter() - started, planned.timings)},
+        {"pMR-pCT": Solved(planned.field_pct_from_pmr, seconds, planned.timings, planned.quality, before)},
         synthetic_ct=planned.sct,
     )
     if not patient.case.has("ict"):
@@ -153,9 +188,25 @@ def _planned(bundle: Bundle, patient: Patient, engine: Engine, plan_engine: Plan
     started = time.perf_counter()
     guided = guide(bundle, planned, patient.volume("ict"), required_probe_mask(patient), engine=engine)
     seconds = time.perf_counter() - started
-    answer.solved["pCT-iCT"] = Solved(guided.field_ict_from_pct, seconds, guided.timings, guided.quality)
-    answer.solved["pMR-iCT"] = Solved(guided.field_ict_from_pmr, seconds, guided.timings, guided.quality)
+    during = _backward(bundle, guided.inpct, pct, engine, running)
+    common = (seconds, guided.timings, guided.quality)
+    answer.solved["pCT-iCT"] = Solved(guided.field_ict_from_pct, *common, during)
+    answer.solved["pMR-iCT"] = Solved(guided.field_ict_from_pmr, *common, _chained(during, before))
     return Answer(answer.solved, answer.failed, planned.sct, guided.inpct)
+
+
+def _backward(
+    bundle: Bundle, moving: Volume, fixed: Volume, engine: Engine, running: Running
+) -> DisplacementField | None:
+    """The images exchanged; None when that way fails, which the count of the inverse consistency shows."""
+    try:
+        return register(bundle, moving, fixed, engine=engine).field if running.both_ways else None
+    except HepalignError:
+        return None
+
+
+def _chained(outer: DisplacementField | None, inner: DisplacementField | None) -> DisplacementField | None:
+    return None if outer is None or inner is None else compose(outer, inner)
 
 
 def required_probe_mask(patient: Patient) -> Volume:

@@ -65,11 +65,14 @@ class Patient:
         return self.cohort.field(self.case, name) if self.case.has(name) else None
 
 
-def score(patient: Patient, pair: Pair, field: DisplacementField) -> dict[str, float]:
+def score(
+    patient: Patient, pair: Pair, field: DisplacementField, backward: DisplacementField | None = None
+) -> dict[str, float]:
     """Every metric of one field that the case's labels, landmarks and truth allow.
 
     Keys are `{structure}_{dice|hd95_mm|assd_mm|tre_mm|dense_tre_mm}` for liver and tumour, `hole_dense_tre_mm`,
-    `folding_fraction`, `sd_log_jacobian`, `jacobian_min`, `jacobian_max`.
+    `folding_fraction`, `sd_log_jacobian`, `jacobian_min`, `jacobian_max`, and `inverse_consistency_mm` where the same
+    method's field of the images exchanged (`backward`) came along: over the liver, or the body without a label.
     """
     _, fixed = PAIRS[pair]
     field = resample_field(field, patient.volume(fixed).geometry)
@@ -81,6 +84,10 @@ def score(patient: Patient, pair: Pair, field: DisplacementField) -> dict[str, f
     body = body_mask(patient.volume(fixed)).as_mask() if fixed != "pmr" else None
     regular = metrics.regularity(field, body)
     scores |= {name: getattr(regular, name) for name in metrics.Regularity.__dataclass_fields__}
+    liver = patient.mask(f"{fixed}_liver")
+    inside = body if liver is None or not liver.data.any() else liver.as_mask()
+    if backward is not None and inside is not None:
+        scores["inverse_consistency_mm"] = metrics.inverse_consistency_mm(field, backward, inside)
     return scores
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import hepalign
 from hepalign.cases.cohort import Cohort
+from hepalign.evaluation.methods import Running
 from hepalign.inference.bundle import Bundle
 
 PACKAGES = (
@@ -20,10 +21,11 @@ PACKAGES = (
 )  # fmt: skip
 
 # What a number depends on; the command line and the servers are not among it.
-CODE_FOLDERS = ("image", "transform", "cases", "nets", "losses", "inference", "evaluation")
+PEERS_CODE = ("image", "transform", "cases", "losses", "evaluation")
+CODE = (*PEERS_CODE, "nets", "inference")
 
 
-def provenance(cohort: Cohort, bundle: Bundle, *, split: str, threads: int, seed: int) -> dict[str, Any]:
+def provenance(cohort: Cohort, bundle: Bundle, *, split: str, running: Running) -> dict[str, Any]:
     """Everything a reader needs to run the same evaluation again."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -34,20 +36,22 @@ def provenance(cohort: Cohort, bundle: Bundle, *, split: str, threads: int, seed
             "code_commit": bundle.manifest.get("code_commit"),
             "training_data": bundle.manifest.get("training_data"),
         },
-        "code_digest": code_digest(),
-        "seed": seed,
-        "threads": threads,
+        "code_digest": code_digest(CODE),
+        "peers_code_digest": code_digest(PEERS_CODE),
+        "seed": running.seed,
+        "threads": running.threads,
+        "both_ways": running.both_ways,
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system(), "arch": platform.machine()},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
 
 
-def code_digest() -> str:
-    """SHA-256 over the library's sources: a record made by other code is not reused."""
+def code_digest(folders: tuple[str, ...]) -> str:
+    """SHA-256 over sources of the library: a record made by other code is not reused."""
     root = Path(hepalign.__file__).parent
     content = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] in CODE_FOLDERS:
+        if path.relative_to(root).parts[0] in folders:
             content.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return content.hexdigest()
 

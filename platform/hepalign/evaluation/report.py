@@ -12,14 +12,15 @@ from markupsafe import Markup
 from hepalign.evaluation import figures
 from hepalign.evaluation.pairs import PAIRS
 from hepalign.evaluation.paper import COLUMNS, TABLE_2
-from hepalign.evaluation.tables import IMAGE_METRICS, REFERENCE
+from hepalign.evaluation.tables import IMAGE_METRICS, PEER, REFERENCE
 from hepalign.evaluation.unit import Record
 
 SIGNIFICANT = 0.05
 METRIC_NAMES = {
     "dice": "Dice, %", "tre_mm": "TRE, mm", "dense_tre_mm": "TRE (dense), mm", "hd95_mm": "HD95, mm",
     "assd_mm": "surface, mm", "seconds": "seconds", "peak_memory_mb": "peak memory, MB",
-    "folding_fraction": "folding, %", "sd_log_jacobian": "SD log J", "mae_hu": "MAE, HU", "psnr_db": "PSNR, dB",
+    "folding_fraction": "folding, %", "sd_log_jacobian": "SD log J",
+    "inverse_consistency_mm": "inverse consistency, mm", "mae_hu": "MAE, HU", "psnr_db": "PSNR, dB",
     "ssim": "SSIM", "edge_drift_mm": "edge drift, mm", "hole_l1_hu": "L1 in the hole, HU",
     "hole_psnr_db": "PSNR in the hole, dB", "hole_ssim": "SSIM in the hole", "rim_l1_hu": "L1 on the rim, HU",
     "rim_psnr_db": "PSNR on the rim, dB", "rim_ssim": "SSIM on the rim",
@@ -27,7 +28,11 @@ METRIC_NAMES = {
 PERCENT = ("dice", "folding_fraction")
 LARGER_IS_BETTER = ("dice", "psnr_db", "ssim", "hole_psnr_db", "hole_ssim", "rim_psnr_db", "rim_ssim")
 # Rows without a winner: a field may be smooth because it did nothing.
-UNRANKED = ("peak_memory_mb", "folding_fraction", "sd_log_jacobian")
+UNRANKED = ("peak_memory_mb", "folding_fraction", "sd_log_jacobian", "inverse_consistency_mm")
+EMPTY_CELL = {
+    "text": "", "sd": "", "best": False, "bar": False, "star": "", "title": "", "paper": "", "failed": 0,
+}  # fmt: skip
+LIVER_ERRORS = ("dense_tre_mm", "tre_mm")
 HEADLINES = (("liver", "dense_tre_mm"), ("liver", "tre_mm"), ("liver", "dice"))
 
 
@@ -46,22 +51,39 @@ def _context(results: Mapping[str, Any], records: Sequence[Record]) -> dict[str,
     rows = [row for row in results["cases"] if row["status"] == "ok"]
     present = {row["method"] for row in results["table"]}
     columns = [name for name in families if name in present]
+    compared = [name for name in columns if families[name] != "ablation"]
+    ablated = [name for name in columns if families[name] in ("proposed", "ablation")]
+    shown = {name: families[name] for name in compared}
+    error = figures.error_key(rows) or ""
     charts = [
-        ("Liver error by method", figures.box_plots(rows, families, figures.error_key(rows) or "", "liver error, mm")),
-        ("Liver Dice by method", figures.box_plots(rows, families, "liver_dice", "Dice")),
-        ("Speed and accuracy", figures.pareto_plot(rows, families)),
-        ("Capture range", figures.capture_plot(rows, families)),
+        ("Liver error by method", figures.box_plots(rows, shown, error, "liver error, mm")),
+        ("Liver Dice by method", figures.box_plots(rows, shown, "liver_dice", "Dice")),
+        ("Speed and accuracy", figures.pareto_plot(rows, shown)),
+        ("Capture range", figures.capture_plot(rows, shown)),
+        (
+            "Ablations: liver error",
+            figures.box_plots(rows, {n: families[n] for n in ablated}, error, "liver error, mm"),
+        ),
     ]
+    grid = _grid(results["table"], compared)
+    with_ablations = len(ablated) > sum(families[name] == "proposed" for name in ablated)
     return {
         "results": results,
         "facts": results["provenance"],
         "families": families,
         "headlines": _headlines(results["table"]),
-        "grid": _grid(results["table"], columns),
-        "columns": columns,
+        "tables": [
+            ("The paper's metrics", [line for line in grid if not line["minor"]], compared),
+            ("Surfaces, the hole, and the field itself", [line for line in grid if line["minor"]], compared),
+        ],
+        "ablations": [line for line in _grid(results["table"], ablated) if not line["minor"]] if with_ablations else [],
+        "ablation_columns": ablated,
+        "robust": _robust(results["table"], compared),
+        "steps": _step_grid(results["steps"]),
         "images": _image_grid(results["images"]),
         "charts": [(title, Markup(svg)) for title, svg in charts if svg],  # noqa: S704 - matplotlib's own SVG
         "failures": [row for row in results["cases"] if row["status"] == "failed"],
+        "remarks": [row for row in rows if row["message"]] + [r for r in results["images"]["cases"] if r["message"]],
         "gallery": _gallery(results, records),
         "paper_columns": list(COLUMNS),
         "paper": _paper_rows(),
@@ -73,36 +95,51 @@ def _grid(table: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[di
     """Table 2's shape: a line a pair × structure × metric, a cell a method."""
     lines = []
     for key in dict.fromkeys((row["pair"], row["structure"], row["metric"]) for row in table):
-        cells = {row["method"]: row for row in table if (row["pair"], row["structure"], row["metric"]) == key}
+        rows = [row for row in table if (row["pair"], row["structure"], row["metric"]) == key]
+        cells = {row["method"]: row for row in rows if row["method"] in methods}
         means = {name: cell["mean"] for name, cell in cells.items() if cell["mean"] is not None}
         ranked = {name: mean for name, mean in means.items() if name != "identity"}
         choose = max if key[2] in LARGER_IS_BETTER else min
         best = choose(ranked, key=ranked.__getitem__) if ranked and key[2] not in UNRANKED else None
-        lines.append(
-            {
-                "pair": key[0],
-                "structure": key[1],
-                "metric": METRIC_NAMES[key[2]],
-                "minor": key[1] in ("field", "hole") or key[2] in ("hd95_mm", "assd_mm"),
+        if any(name in means for name in methods):
+            lines.append({
+                "pair": key[0], "structure": key[1], "metric": METRIC_NAMES[key[2]],
+                "minor": (key[1] in ("field", "hole") and key[2] != "seconds") or key[2] in ("hd95_mm", "assd_mm"),
                 "cells": [_cell(cells.get(name), key[2], name == best) for name in methods],
-            }
-        )
+            })  # fmt: skip
     return lines
+
+
+def _robust(table: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """The 30th percentile from the bad end of Dice and liver error: a line a pair × metric, a text a method."""
+    lines = []
+    for pair in PAIRS:
+        for structure, metric in HEADLINES:
+            rows = {
+                row["method"]: row["p30"]
+                for row in table
+                if (row["pair"], row["structure"], row["metric"]) == (pair, structure, metric)
+                and row["p30"] is not None
+            }
+            if rows:
+                texts = [number(rows[name], metric) if name in rows else "" for name in methods]
+                lines.append({"pair": pair, "metric": METRIC_NAMES[metric], "texts": texts})
+    return lines
+
+
+def _step_grid(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Seconds by step: a line a pair × method."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in steps:
+        lines.setdefault((row["pair"], row["method"]), []).append(f"{row['step']} {row['seconds']:.2f}")
+    return [{"pair": pair, "method": method, "steps": " · ".join(texts)} for (pair, method), texts in lines.items()]
 
 
 def _cell(row: Mapping[str, Any] | None, metric: str, best: bool) -> dict[str, Any]:
     if row is None:
-        return {"text": "", "sd": "", "best": False, "star": "", "title": "", "paper": "", "failed": 0}
+        return EMPTY_CELL
     if row["mean"] is None:
-        return {
-            "text": "failed",
-            "sd": "",
-            "best": False,
-            "star": "",
-            "title": "",
-            "paper": "",
-            "failed": row["failed"],
-        }
+        return {**EMPTY_CELL, "text": "failed" if row["failed"] else "", "failed": row["failed"]}
     p = row["p"]
     facts = [f"n = {row['n']}"]
     if row["failed"]:
@@ -115,6 +152,7 @@ def _cell(row: Mapping[str, Any] | None, metric: str, best: bool) -> dict[str, A
         "text": number(row["mean"], metric),
         "sd": "" if row["sd"] is None else number(row["sd"], metric),
         "best": best,
+        "bar": row["bar"] and metric not in UNRANKED,
         "star": "*" if p is not None and p < SIGNIFICANT else "",
         "title": "; ".join(facts),
         "paper": "" if paper is None else f"{number(paper, metric)} ± {number(row['paper_sd'], metric)}",
@@ -133,30 +171,28 @@ def number(value: float, metric: str) -> str:
     return f"{value:.3f}" if "ssim" in metric or "jacobian" in metric else f"{value:.2f}"
 
 
-def _headlines(table: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Per pair, ours beside the best peer: the first of dense TRE, TRE and Dice that is known."""
+def _headlines(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per pair, ours beside the portfolio's bar: the first of dense TRE, TRE and Dice that is known."""
     tiles = []
     for pair in PAIRS:
         for structure, metric in HEADLINES:
             rows = [r for r in table if (r["pair"], r["structure"], r["metric"]) == (pair, structure, metric)]
-            found = {row["method"]: row["mean"] for row in rows if row["mean"] is not None}
+            found = {row["method"]: row for row in rows if row["mean"] is not None}
             if REFERENCE not in found:
                 continue
-            ours = found[REFERENCE]
-            peers = {m: v for m, v in found.items() if not m.startswith("proposed") and m != "identity"}
+            ours = found[REFERENCE]["mean"]
+            bar = next((row for row in rows if row["bar"]), None)
             choose = max if metric in LARGER_IS_BETTER else min
-            best = choose(peers, key=peers.__getitem__) if peers else None
-            tiles.append(
-                {
-                    "pair": pair,
-                    "what": f"{structure} {METRIC_NAMES[metric].split(',')[0]}",
-                    "value": number(ours, metric),
-                    "unit": "%" if metric in PERCENT else "mm",
-                    "before": number(found["identity"], metric) if "identity" in found else "",
-                    "peer": f"{best} {number(peers[best], metric)}" if best else "",
-                    "won": str(best is None or choose(ours, peers[best]) == ours),
-                }
-            )
+            tiles.append({
+                "pair": pair,
+                "what": f"{structure} {METRIC_NAMES[metric].split(',')[0]}",
+                "value": number(ours, metric),
+                "unit": "%" if metric in PERCENT else "mm",
+                "before": number(found["identity"]["mean"], metric) if "identity" in found else "",
+                "peer": f"{bar['method']} {number(bar['mean'], metric)}" if bar else "",
+                "won": bar is None or choose(ours, bar["mean"]) == ours,
+                "p": f"p = {bar['p']:.2g}" if bar and bar["p"] is not None else "",
+            })  # fmt: skip
             break
     return tiles
 
@@ -177,11 +213,15 @@ def _image_grid(images: Mapping[str, Any]) -> list[dict[str, Any]]:
     return blocks
 
 
-def _image_cell(row: Mapping[str, Any] | None, metric: str) -> str:
+def _image_cell(row: Mapping[str, Any] | None, metric: str) -> dict[str, str]:
     if row is None:
-        return ""
+        return {"text": "", "title": ""}
     spread = "" if row["sd"] is None else f" ± {number(row['sd'], metric)}"
-    return f"{number(row['mean'], metric)}{spread}"
+    star, title = "", f"n = {row['n']}"
+    if row["p"] is not None:
+        star = "*" if row["p"] < SIGNIFICANT else ""
+        title += f"; against {REFERENCE}: p = {row['p']:.3g} (Wilcoxon, Holm), effect {row['effect']:+.2f}"
+    return {"text": f"{number(row['mean'], metric)}{spread}{star}", "title": title}
 
 
 def _gallery(results: Mapping[str, Any], records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -209,13 +249,14 @@ def _gallery(results: Mapping[str, Any], records: Sequence[Record]) -> list[dict
 
 
 def _best_peer(table: Sequence[Mapping[str, Any]]) -> str:
-    """The peer with the smallest liver error summed over its ranks in the pairs."""
+    """The peer that did every pair with the smallest mean liver error over them."""
     totals: dict[str, list[float]] = {}
     for row in table:
-        if row["structure"] == "liver" and row["metric"] in ("dense_tre_mm", "tre_mm") and row["mean"] is not None:
+        if row["family"] == PEER and row["structure"] == "liver" and row["metric"] in LIVER_ERRORS and row["mean"]:
             totals.setdefault(row["method"], []).append(row["mean"])
-    peers = {m: sum(v) / len(v) for m, v in totals.items() if m != "identity" and not m.startswith("proposed")}
-    return min(peers, key=peers.__getitem__) if peers else ""
+    most = max(map(len, totals.values()), default=0)
+    means = {name: sum(found) / len(found) for name, found in totals.items() if len(found) == most}
+    return min(means, key=means.__getitem__) if means else ""
 
 
 def _facts(row: Mapping[str, Any]) -> str:

@@ -18,9 +18,10 @@ from hepalign.evaluation.pairs import Pair, Patient, score
 from hepalign.evaluation.peak_memory import PeakMemory
 from hepalign.image.intensity import body_mask
 from hepalign.image.resample import resample
+from hepalign.image.volume import Volume
 
 Record = dict[str, Any]
-RECORD_SCHEMA = 1
+RECORD_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,21 @@ def _row(patient: Patient, pair: Pair, answer: Answer, record: Record, peak_mb: 
     if not np.isfinite(solved.field.vectors).all():
         return {"pair": pair, "status": "failed", "message": "the field is not finite"}
     try:
-        scores = score(patient, pair, solved.field)
-        if pictures:
-            record["pictures"][pair] = pair_picture(patient, pair, solved.field)
+        scores = score(patient, pair, solved.field, solved.backward)
     except Exception as error:  # noqa: BLE001 - as above
         return {"pair": pair, "status": "failed", "message": f"could not be scored: {describe(error)}"}
+    message = ""
+    if pictures:
+        try:
+            record["pictures"][pair] = pair_picture(patient, pair, solved.field)
+        except Exception as error:  # noqa: BLE001 - the numbers stand without their picture
+            message = f"no picture: {describe(error)}"
     return {
         "pair": pair,
         "status": "ok",
-        "message": "",
+        "message": message,
         "seconds": solved.seconds,
-        "peak_memory_mb": peak_mb,
+        "peak_memory_mb": solved.peak_memory_mb or peak_mb,
         "steps": dict(solved.steps),
         "quality": {k: v for k, v in solved.quality.items() if isinstance(v, str | int | float | list)},
         **{name: None if math.isnan(value) else value for name, value in scores.items()},
@@ -91,7 +96,7 @@ def _made_images(patient: Patient, answer: Answer, record: Record, pictures: boo
     """Scores of the synthetic CT and of the inpainted CT, where the case knows the truth."""
     try:
         if answer.synthetic_ct is not None:
-            record["images"]["synthesis"] = _synthesis(patient, answer)
+            record["images"]["synthesis"] = _synthesis(patient, answer.synthetic_ct)
         if answer.inpainted is not None and patient.case.has("ict_clean", "ict_probe_mask"):
             ict, hole, clean = (patient.volume(name) for name in ("ict", "ict_probe_mask", "ict_clean"))
             record["images"]["inpainting"] = image_metrics.inpainting_scores(
@@ -103,9 +108,8 @@ def _made_images(patient: Patient, answer: Answer, record: Record, pictures: boo
         record["images"]["failed"] = describe(error)
 
 
-def _synthesis(patient: Patient, answer: Answer) -> dict[str, float]:
-    synthetic, mr = answer.synthetic_ct, patient.volume("pmr")
-    assert synthetic is not None
+def _synthesis(patient: Patient, synthetic: Volume) -> dict[str, float]:
+    mr = patient.volume("pmr")
     truth = patient.volume("pmr_true_ct") if patient.case.has("pmr_true_ct") else None
     if truth is not None and not truth.geometry.same_grid(mr.geometry):
         truth = resample(truth, mr.geometry)

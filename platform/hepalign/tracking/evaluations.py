@@ -17,25 +17,28 @@ from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 
 from hepalign.errors import UsageError
+from hepalign.tracking.gate import nameless
 from hepalign.tracking.registry import client, ensure_experiment, exists, reachable
 from hepalign.training.progress import warn
 
 EXPERIMENT = "hepalign/evaluations"
-FILES = ("results.json", "table2.csv", "cases.csv", "images.csv", "report.html")
-FOLDER = "evaluation"
+FOLDER, RESULTS = "evaluation", "results.json"
 DIGEST_TAG = "weights_sha256"
 # What MLflow takes in one request.
 METRICS_PER_BATCH = 1000
 
 
 def log_evaluation(means: Mapping[str, float], folder: Path) -> None:
-    """File a finished evaluation: its means as metrics, its tables and report as files; never stops the evaluation.
+    """File a finished evaluation: its means as metrics and its nameless results; never stops the evaluation.
+
+    Pictures and names stay in the evaluation's folder.
 
     Args:
         means: flat means by name.
         folder: the evaluation's own, with its `results.json`.
     """
-    facts = json.loads((folder / "results.json").read_text(encoding="utf-8"))["provenance"]
+    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    facts = results["provenance"]
     tags = {
         "release": facts["release"]["name"],
         DIGEST_TAG: weights_sha256(facts["release"]["digests"]),
@@ -50,8 +53,8 @@ def log_evaluation(means: Mapping[str, float], folder: Path) -> None:
         metrics = [Metric(_metric_name(name), mean, now, 0) for name, mean in means.items() if np.isfinite(mean)]
         for first in range(0, len(metrics), METRICS_PER_BATCH):
             mlflow.log_batch(run_id, metrics[first : first + METRICS_PER_BATCH])
-        for name in FILES:
-            mlflow.log_artifact(run_id, str(folder / name), FOLDER)
+        mlflow.log_dict(run_id, nameless(results), f"{FOLDER}/{RESULTS}")
+        mlflow.log_artifact(run_id, str(folder / "table2.csv"), FOLDER)
         # the tags come last: only a run that holds all of its files is found again
         mlflow.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         mlflow.set_terminated(run_id)

@@ -18,8 +18,9 @@ from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError, UsageError
 from hepalign.evaluation import evaluate as evaluating
 from hepalign.evaluation import unit as working
-from hepalign.evaluation.methods import Answer, Method, Solved, identity_method
+from hepalign.evaluation.methods import Answer, Method, Running, Solved, identity_method
 from hepalign.evaluation.pairs import PAIRS, Patient
+from hepalign.evaluation.variants import TRAINED_ABLATIONS, Absent
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField
@@ -73,8 +74,10 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 
 def oracle(patient: Patient) -> Answer:
-    fields = {pair: Solved(true_field(*PAIRS[pair]), 1.5, {"network": 1.0}) for pair in patient.pairs()}
-    return Answer(fields)
+    return Answer({
+        pair: Solved(true_field(*PAIRS[pair]), 1.5, {"network": 1.0}, backward=true_field(*reversed(PAIRS[pair])))
+        for pair in patient.pairs()
+    })  # fmt: skip
 
 
 def peer_that_fails_on_b(patient: Patient) -> Answer:
@@ -127,6 +130,14 @@ def test_tables_hold_known_numbers(cohort: Cohort, tmp_path: Path) -> None:
     assert rows["pCT-iCT", "liver", "dice", "proposed-refine"]["paper_mean"] == 0.8863
     assert rows["pCT-iCT", "field", "seconds", "proposed-refine"]["mean"] == 1.5
     assert rows["pCT-iCT", "hole", "dense_tre_mm", "proposed-refine"]["mean"] == pytest.approx(0.0, abs=1e-3)
+    assert rows["pCT-iCT", "field", "inverse_consistency_mm", "identity"]["mean"] == 0.0
+    # the only peer is the bar, however poor; we never are
+    assert rows["pCT-iCT", "liver", "tre_mm", "ants-syn"]["bar"] is True
+    assert rows["pCT-iCT", "liver", "tre_mm", "proposed-refine"]["bar"] is False
+    assert rows["pCT-iCT", "field", "inverse_consistency_mm", "proposed-refine"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert found.results["steps"][0] == {
+        "pair": "pMR-pCT", "method": "proposed-refine", "step": "network", "seconds": 1.0, "n": 2
+    }  # fmt: skip
     assert logged["pCT-iCT/liver/tre_mm/identity"] == start["mean"]
     with (tmp_path / "table2.csv").open() as file:
         written = [row for row in csv.DictReader(file) if row["metric"] == "tre_mm" and row["method"] == "identity"]
@@ -161,9 +172,13 @@ def test_resume_runs_only_what_is_missing_or_failed(
     assert set(methods) == {("a", "proposed-refine"), ("b", "ants-syn")}
     means = [{k: v for k, v in r.items() if k != "peak_memory_mb"} for r in first.summary() if r["metric"] == "tre_mm"]
     assert means == [r for r in second.summary() if r["metric"] == "tre_mm"]
+    assert second.results["rerun"] is None
     methods.clear()
-    run(cohort, tmp_path, fresh=True)
+    third = run(cohort, tmp_path, fresh=True)
     assert len(methods) == 6
+    # all but the case whose method fails every time, which is never kept
+    assert third.results["rerun"]["units"] == 8
+    assert third.results["rerun"]["within"]
 
 
 def test_another_seed_does_not_reuse_records(cohort: Cohort, tmp_path: Path, methods: list[tuple[str, str]]) -> None:
@@ -171,6 +186,19 @@ def test_another_seed_does_not_reuse_records(cohort: Cohort, tmp_path: Path, met
     methods.clear()
     run(cohort, tmp_path, seed=5)
     assert len(methods) == 6
+
+
+@pytest.mark.usefixtures("methods")
+def test_a_picture_that_fails_costs_no_number(cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(*_: object) -> str:
+        raise MemoryError("no room to draw")
+
+    monkeypatch.setattr(working, "pair_picture", torn)
+    found = run(cohort, tmp_path)
+    rows = {(r["pair"], r["structure"], r["metric"], r["method"]): r for r in found.summary()}
+    assert rows["pCT-iCT", "liver", "tre_mm", "proposed-refine"]["n"] == 3
+    assert {f.case for f in found.failures()} == {"b"}
+    assert "no picture: MemoryError: no room to draw" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("methods")
@@ -210,3 +238,14 @@ def test_ablation_named_like_a_method_is_refused(cohort: Cohort, tmp_path: Path)
 def test_unknown_variant_is_refused_with_the_words_there_are(cohort: Cohort, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no-inpainting"):
         run(cohort, tmp_path, baselines=[], ablate={"mine": "no-such-word"})
+
+
+def test_what_cannot_run_is_named_with_the_reason() -> None:
+    absent = Absent("no release is called there")
+    found, skipped = evaluating._methods(BUNDLE, [], {"conv": absent, "raw": "no-inpainting"}, Running(1, 0, False))  # type: ignore[arg-type]
+    assert list(found) == ["identity", "proposed-fast", "proposed-refine", "raw"]
+    reasons = {row["name"]: row["reason"] for row in skipped}
+    assert reasons["conv"] == "no release is called there"
+    # the paper's other ablations need trainings of their own; the report says which
+    assert "losses.mutual_information=0" in reasons["cyclegan"]
+    assert set(reasons) == {"conv", *TRAINED_ABLATIONS}

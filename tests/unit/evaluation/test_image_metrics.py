@@ -50,6 +50,15 @@ def test_ssim_is_one_for_equal_images_and_near_zero_for_unrelated_noise() -> Non
     assert abs(image_metrics.structural_similarity_in(noise(2), noise(3), EVERYWHERE, span)) < 0.25
 
 
+def test_ssim_of_two_constants_is_its_luminance_term() -> None:
+    # Wang et al. 2004, equation 6, with C1 = (0.01 L)²; contrast and structure are 1
+    a, b, c1 = 100.0, 160.0, (0.01 * 600) ** 2
+    found = image_metrics.structural_similarity_in(
+        np.full(GRID.shape, a), np.full(GRID.shape, b), EVERYWHERE, (-200.0, 400.0)
+    )
+    assert found == pytest.approx((2 * a * b + c1) / (a**2 + b**2 + c1), rel=1e-5)
+
+
 def test_ssim_looks_at_the_region_alone() -> None:
     truth, image, region = noise(4), noise(4), np.zeros(GRID.shape, bool)
     region[4:12, 4:12, 4:12] = True

@@ -43,6 +43,23 @@ def test_surface_distance_counts_spacing_of_its_axis() -> None:
     assert metrics.surface_distance_mm(a, b, wider) > distance
 
 
+def test_distances_between_concentric_balls_are_the_difference_of_their_radii() -> None:
+    fine = Geometry.from_spacing((48, 48, 48), 1.0)
+    distance_mm = np.linalg.norm(fine.grid_mm() - fine.centre_mm, axis=-1)
+    small, large = distance_mm < 15.0, distance_mm < 20.0
+    # a voxel's surface is known to half a voxel on either ball
+    assert metrics.hausdorff_95_mm(small, large, fine) == pytest.approx(5.0, abs=0.75)
+    assert metrics.surface_distance_mm(small, large, fine) == pytest.approx(5.0, abs=0.5)
+    assert metrics.dice(small, large) == pytest.approx(2 * 15**3 / (15**3 + 20**3), abs=0.01)
+
+
+def test_hausdorff_95_leaves_out_a_spike_that_the_maximum_would_not() -> None:
+    a = box(slice(4, 20), slice(4, 16), slice(4, 12))
+    spiked = a.copy()
+    spiked[20:23, 8, 8] = True
+    assert metrics.hausdorff_95_mm(spiked, a, GRID) == 0.0
+
+
 def test_distances_of_an_empty_mask_are_nan_not_zero() -> None:
     nothing, something = np.zeros(GRID.shape, bool), box(slice(4, 8), slice(4, 8), slice(4, 8))
     assert np.isnan(metrics.hausdorff_95_mm(nothing, something, GRID))
@@ -78,6 +95,20 @@ def test_regularity_of_a_uniform_scaling() -> None:
     assert found.sd_log_jacobian == pytest.approx(0.0, abs=1e-4)
     assert found.jacobian_min == pytest.approx(1.331, abs=1e-3)
     assert found.jacobian_max == pytest.approx(1.331, abs=1e-3)
+
+
+def test_sd_log_jacobian_of_a_field_that_grows_along_one_axis() -> None:
+    # x -> x + 0.004 x²: J = 1 + 0.008 x, which central differences find exactly inside
+    x = GRID.grid_mm()[..., 0] - GRID.centre_mm[0]
+    vectors = np.zeros((*GRID.shape, 3), np.float32)
+    vectors[..., 0] = 0.004 * x**2
+    inside = np.zeros(GRID.shape, bool)
+    inside[1:-1] = True
+    found = metrics.regularity(DisplacementField(vectors, GRID), inside)
+    expected = 1 + 0.008 * x[inside]
+    assert found.sd_log_jacobian == pytest.approx(float(np.log(expected).std()), abs=1e-5)
+    assert found.jacobian_min == pytest.approx(float(expected.min()), abs=1e-5)
+    assert found.jacobian_max == pytest.approx(float(expected.max()), abs=1e-5)
 
 
 def test_a_mirrored_field_folds_everywhere() -> None:

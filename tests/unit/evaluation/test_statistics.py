@@ -36,6 +36,16 @@ def test_comparison_is_paired_by_case_and_signed_by_what_is_better() -> None:
     assert compare(ours, {"peer": theirs}, larger_is_better=True)["peer"].effect == -1.0
 
 
+def test_wilcoxon_of_a_published_example() -> None:
+    # Hollander & Wolfe 1973, table 3.1 (depression scales before and after): T+ = 40 of 45, one-sided p = 0.0195
+    before = [1.83, 0.50, 1.62, 2.48, 1.68, 1.88, 1.55, 3.06, 1.30]
+    after = [0.878, 0.647, 0.598, 2.05, 1.06, 1.29, 1.06, 3.14, 1.29]
+    first, second = ({str(k): value for k, value in enumerate(values)} for values in (before, after))
+    found = compare(second, {"before": first}, larger_is_better=False)["before"]
+    assert found.p == pytest.approx(0.0390625)
+    assert found.effect == pytest.approx((40 - 5) / 45)
+
+
 def test_holm_spans_the_methods_of_one_line() -> None:
     ours = {str(i): float(i) for i in range(8)}
     shifted = {str(i): i + 1.0 + 0.1 * i for i in range(8)}

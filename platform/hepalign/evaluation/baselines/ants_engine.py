@@ -9,8 +9,8 @@ import ants
 import numpy as np
 import SimpleITK as sitk
 
-from hepalign.evaluation.baselines.baseline import Problem
 from hepalign.evaluation.baselines.itk_images import LPS, field_from_itk, lps_frame
+from hepalign.evaluation.baselines.problem import Problem
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField
 

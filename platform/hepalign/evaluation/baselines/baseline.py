@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from shutil import which
@@ -10,50 +9,29 @@ from typing import Literal
 
 import numpy as np
 
-from hepalign.evaluation.baselines.prepare import Modality, prepare, start
-from hepalign.image.geometry import Geometry
+from hepalign.evaluation.baselines.problem import Modality
+from hepalign.evaluation.baselines.task import Task
 from hepalign.image.volume import Volume
 from hepalign.shapes import Mask3
-from hepalign.transform.displacement import DisplacementField, compose
 
 Family = Literal["linear", "deformable"]
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """What a peer is given, after the preparation and the start that all of them share.
-
-    Args:
-        moving, fixed: prepared images (float32).
-        valid: True where the fixed image may be believed: outside the coarse probe mask.
-        modalities: of moving and fixed.
-        threads: how many threads the peer may use.
-        seed: for the peers that sample at random.
-    """
-
-    moving: Volume
-    fixed: Volume
-    valid: Mask3
-    modalities: tuple[Modality, Modality]
-    threads: int
-    seed: int
-
-
 @dataclass(frozen=True)
 class Baseline:
-    """A peer: its name, what it is and with which settings, and the call that registers.
+    """A peer: its name, what it is and with which settings, and the function that registers.
 
     Args:
-        engine: solves a problem; its field lives on the fixed image's grid.
+        settings: for the report: which settings, and why.
+        engine: `module.function` here: solves a Problem; its field lives on the fixed image's grid.
         module: the Python module it needs beyond the core dependencies, or None.
         binary: the program it needs on the PATH, or None.
-        settings: for the report: which settings, and why.
     """
 
     name: str
     family: Family
     settings: str
-    engine: Callable[[Problem], DisplacementField]
+    engine: str
     module: str | None = None
     binary: str | None = None
 
@@ -65,7 +43,7 @@ class Baseline:
             return f"{self.name} needs the program {self.binary} on the PATH"
         return None
 
-    def register(
+    def task(
         self,
         moving: Volume,
         fixed: Volume,
@@ -74,19 +52,15 @@ class Baseline:
         modalities: tuple[Modality, Modality] = ("ct", "ct"),
         threads: int = 1,
         seed: int = 0,
-    ) -> DisplacementField:
-        """The field on the fixed grid that resamples `moving` onto `fixed`.
+        both_ways: bool = False,
+    ) -> Task:
+        """The registration that gives the field on the fixed grid which resamples `moving` onto it, for `run_apart`.
 
         Args:
             fixed_mask: True where the fixed image is valid (outside the probe's coarse mask); None: everywhere.
             modalities: of moving and fixed; they choose the preparation.
-            threads: pinned, so that times can be compared.
+            threads: pinned, so that times can be compared; with one thread a second call gives the same field.
+            both_ways: register fixed onto moving as well (nothing masked there); not in the time.
         """
         valid = np.ones(fixed.geometry.shape, bool) if fixed_mask is None else np.asarray(fixed_mask, bool)
-        prepared = prepare(moving, modalities[0]), prepare(fixed, modalities[1])
-        matrix = start(*prepared, valid)
-        # the moving image brought nearer: its point matrix(x) now stands at x
-        nearer = Geometry(moving.geometry.shape, np.linalg.inv(matrix) @ moving.geometry.affine)
-        problem = Problem(Volume(prepared[0].data, nearer), prepared[1], valid, modalities, threads, seed)
-        field = self.engine(problem)
-        return compose(DisplacementField.from_linear(matrix, field.geometry), field)
+        return Task(self.engine, moving, fixed, valid, modalities, threads, seed, both_ways)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hepalign.evaluation.baselines.ants_engine import ants_affine
-from hepalign.evaluation.baselines.baseline import Problem
+from hepalign.evaluation.baselines.problem import Problem
 from hepalign.image.geometry import Geometry
 from hepalign.image.resample import resample
 from hepalign.shapes import Mask3

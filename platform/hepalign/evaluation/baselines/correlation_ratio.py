@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import minimize
 
-from hepalign.evaluation.baselines.baseline import Problem
+from hepalign.evaluation.baselines.problem import Problem
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField

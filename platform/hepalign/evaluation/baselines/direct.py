@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hepalign.evaluation.baselines.ants_engine import ants_affine
-from hepalign.evaluation.baselines.baseline import Problem
+from hepalign.evaluation.baselines.problem import Problem
 from hepalign.image.geometry import Geometry
 from hepalign.image.resample import resample
 from hepalign.losses.mutual_information import mutual_information

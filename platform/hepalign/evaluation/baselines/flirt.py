@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hepalign.errors import WorkFailedError
-from hepalign.evaluation.baselines.baseline import Problem
+from hepalign.evaluation.baselines.problem import Problem
 from hepalign.image.geometry import Geometry
 from hepalign.image.nifti import write_nifti
 from hepalign.transform.displacement import DisplacementField

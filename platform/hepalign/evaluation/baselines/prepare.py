@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hepalign.evaluation.baselines.itk_images import from_itk_array, to_itk
+from hepalign.evaluation.baselines.problem import Modality
+from hepalign.image.bias import bias_field
 from hepalign.image.volume import Volume
 from hepalign.shapes import Mask3
 from hepalign.transform.linear import rotation
 
-Modality = Literal["mr", "ct"]
-
 # Air, lung, fat, soft tissue, contrast and bone stay apart; metal and its streaks do not own the histogram.
 CT_WINDOW_HU = (-400.0, 400.0)
 MR_PERCENTILES = (0.5, 99.5)
-N4_SHRINK_MM = 8.0
 START_SPACING_MM = 8.0
 START_TURNS_DEG = (0.0, -20.0, 20.0, -40.0, 40.0)
 HISTOGRAM_BINS = 32
@@ -33,7 +29,7 @@ def prepare(volume: Volume, modality: Modality) -> Volume:
     """
     if modality == "ct":
         return volume.with_data(np.clip(volume.as_float(), *CT_WINDOW_HU) - CT_WINDOW_HU[0])
-    corrected = _bias_corrected(volume)
+    corrected = volume.as_float() / bias_field(volume).as_float()
     low, high = np.percentile(corrected, MR_PERCENTILES)
     return volume.with_data((np.clip(corrected, low, max(high, low + 1e-6)) - low).astype(np.float32))
 
@@ -73,18 +69,6 @@ def _candidates(moving: Volume, fixed: Volume) -> Iterator[NDArray[np.float64]]:
             matrix = rotation((0.0, 0.0, turn_deg), body_mm)
             matrix[:3, 3] += shift
             yield matrix
-
-
-def _bias_corrected(volume: Volume) -> NDArray[np.float32]:
-    image = sitk.Cast(to_itk(volume), sitk.sitkFloat32)
-    shrink = [max(1, round(N4_SHRINK_MM / s)) for s in image.GetSpacing()]
-    small = sitk.Shrink(image, shrink)
-    mask = sitk.OtsuThreshold(small, 0, 1)
-    n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.SetMaximumNumberOfIterations([30, 20])
-    n4.Execute(small, mask)
-    bias = sitk.Exp(n4.GetLogBiasFieldAsImage(image))
-    return from_itk_array(sitk.Divide(image, sitk.Cast(bias, sitk.sitkFloat32)))
 
 
 def _centre_of_mass_mm(volume: Volume) -> NDArray[np.float64]:
