@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, TextIO
@@ -58,7 +59,10 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[...
 
 def _run(work: Callable[[], Answer], *, as_json: bool, debug: bool) -> int:
     """Do the work with stdout kept clean; returns the exit status."""
-    with _stdout_kept() as stdout:
+    with _stdout_kept() as stdout, warnings.catch_warnings():
+        if not debug:
+            # libraries quote what they warn of: paths of ours, values of a DICOM header
+            warnings.simplefilter("ignore")
         try:
             answer = work()
         except (typer.Exit, typer.Abort):

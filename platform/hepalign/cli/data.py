@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -82,9 +83,9 @@ def simulate(
     phase: Annotated[bool, typer.Option("--phase", help="Give the iCT another contrast phase.")] = False,
     shape: Shape = "128,128,96",
     spacing: Spacing = 2.8,
-    patient: Annotated[str, typer.Option(help="A pseudonym for the CT's patient; another one for every CT.")] = (
-        "simulated"
-    ),
+    patient: Annotated[
+        str | None, typer.Option(help="A pseudonym for the CT's patient; made of its voxels by default.")
+    ] = None,
     series: Annotated[int | None, typer.Option(min=1, help="Which of several DICOM series.")] = None,
     workers: Workers = 1,
 ) -> Answer:
@@ -97,12 +98,12 @@ def simulate(
     warnings: list[str] = []
     scan = read_scan("ct", ct, ImportSettings(series={"ct": series} if series else {}), warnings)
     if scan.header is not None:
-        check_pseudonyms([patient], scan.header)
+        check_pseudonyms([patient or ""], scan.header)
     simulated_cohort(
         out,
         ct=scan.volume,
         liver=read_label("ct_liver", liver, scan, warnings) if liver else None,
-        name=patient,
+        name=patient or f"ct-{hashlib.sha256(scan.volume.as_float().tobytes()).hexdigest()[:10]}",
         cases=cases,
         seed=seed,
         shape=voxels,

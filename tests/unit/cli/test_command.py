@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import os, sys
+import os, sys, warnings
 import typer
 from hepalign.cli.command import Answer, command
 from hepalign.errors import BadInputError, UsageError, WorkFailedError
@@ -24,6 +24,7 @@ def root() -> None: ...
 def do(what: str) -> Answer:
     print("a library chatters on stdout")
     os.write(1, b"and a C library too\\n")
+    warnings.warn("Invalid value for VR LO: 'Doe^Jane'")
     if what == "bad":
         raise BadInputError("ct.nii.gz: no orientation;\\nset one", code="no_orientation")
     if what == "usage":
@@ -55,6 +56,8 @@ def test_an_error_is_one_line_with_its_exit_status(what: str, status: int, code:
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert "secret" not in done.stderr
+    # a library's warning quotes what it read
+    assert "Doe" not in done.stderr
 
 
 def test_debug_shows_the_traceback() -> None:
