@@ -285,10 +285,8 @@ def test_failed_job_says_why(case: Opened, shown: Shown) -> None:
     page = case.page
     page.click("#guide")
     expect(page.locator("#step")).to_contain_text("waiting", timeout=WAIT_MS)
-    with shown.records.read() as session:
-        from hepalign_serve.records import Job
-
-        job = session.query(Job).filter(Job.state == "queued").one().id
+    job = shown.queued()
+    assert job is not None
     problem = {"code": "no_overlap", "status": 422, "detail": "the iCT and the pCT do not overlap"}
     shown.change_job(job, state="failed", problem=problem, finished=time.time())
     expect(page.locator("#message")).to_have_text("the iCT and the pCT do not overlap [no_overlap]")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import uvicorn
+from sqlalchemy import select
 
 from hepalign.cases.phantom.make import PhantomCase, make_case
 from hepalign.image.nifti import write_nifti
@@ -55,6 +57,15 @@ class Shown:
     phantom: PhantomCase
     case: str = "c0ffee00aa"
 
+    def another_case(self) -> Shown:
+        """The site with a case that is planned and nothing else, for a test that changes it."""
+        made = replace(self, case=secrets.token_hex(12))
+        with self.records.write() as session:
+            session.add(CaseRow(id=made.case, site_id=SITE, created=time.time(), touched=time.time()))
+        plan = made.add_job("plan", "succeeded", result={"plan_digest": "plan-1", "quality": {"status": "accept"}})
+        made.keep(plan, {"pmr.nii.gz": self.phantom.volumes["pmr"]})
+        return made
+
     def labels(self) -> Volume:
         """The true label map on the iCT."""
         liver = self.phantom.volumes["ict_liver"].as_mask().astype(np.uint8)
@@ -79,6 +90,12 @@ class Shown:
             row = session.get_one(Job, job)
             for name, value in words.items():
                 setattr(row, name, value)
+
+    def queued(self) -> str | None:
+        """The job that waits."""
+        with self.records.read() as session:
+            found = session.scalars(select(Job).where(Job.state == "queued")).first()
+            return None if found is None else found.id
 
     def used(self) -> dict[str, str]:
         """The images as jobs name them."""
