@@ -142,7 +142,7 @@ class Journey:
                 continue
             evaluation = evaluate_release(
                 str(self.cohort(name)), str(self.out / "release"), self.out / "evaluation" / name, split="test",
-                baselines=list(self.size.baselines), ablate=UNTRAINED, workers=0, fresh=False,
+                baselines=list(self.size.baselines), ablate=UNTRAINED, workers=_cores(), both_ways=False,
             )  # fmt: skip
             tables[name] = evaluation.summary()
             failed += [f"{name}/{f.case}/{f.pair}/{f.method}" for f in evaluation.failures()]

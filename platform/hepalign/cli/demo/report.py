@@ -113,7 +113,8 @@ def _gains(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
         table = {(r["pair"], r["structure"], r["metric"], r["method"]): r["mean"] for r in results["table"]}
         for pair, name in CHAINS.items():
             trained, before, nothing = (
-                table.get((pair, "liver", "tre_mm", method)) for method in ("proposed-fast", "untrained-fast", "identity")
+                table.get((pair, "liver", "tre_mm", method))
+                for method in ("proposed-fast", "untrained-fast", "identity")
             )
             lines.append({"cohort": cohort, "about": f"{name}, liver TRE, mm", "trained": trained, "untrained": before,
                           "identity": nothing})  # fmt: skip
