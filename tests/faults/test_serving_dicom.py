@@ -73,3 +73,13 @@ def test_fault_33_no_patient_on_disk_in_the_clear(served: Served, case: str) -> 
             content = path.read_bytes()
             assert toy_dicom.PATIENT_ID.encode() not in content, path.name
             assert b"Mustermann" not in content, path.name
+
+
+def test_sealed_identity_goes_with_the_case(served: Served, tmp_path: Path) -> None:
+    with served.client() as client:
+        doomed = client.open_case()
+        assert send(served, doomed, "ict", tmp_path).status_code == 201
+        folder = served.data_folder / "cases" / doomed
+        assert len(list(folder.rglob("*.dicom"))) == 1
+        client.erase(doomed)
+    assert not list(served.data_folder.rglob(f"*{doomed}*"))

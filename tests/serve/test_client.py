@@ -49,9 +49,9 @@ def answered(client: Client, *answers: Any) -> list[httpx2.Request]:
 def test_large_upload_goes_on_where_it_broke(
     shown: Shown, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "PART_BYTES", 1 << 16)
+    monkeypatch.setattr(client_module, "PART_BYTES", 1 << 14)
     path, case = pct(shown, tmp_path), client.open_case()
-    count = -(-path.stat().st_size // (1 << 16))
+    count = -(-path.stat().st_size // (1 << 14))
     sent: list[int] = []
     real = Client._send
 
@@ -74,9 +74,9 @@ def test_large_upload_goes_on_where_it_broke(
 def test_chunks_of_another_image_are_sent_again(
     shown: Shown, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "PART_BYTES", 1 << 16)
+    monkeypatch.setattr(client_module, "PART_BYTES", 1 << 14)
     case, path = client.open_case(), pct(shown, tmp_path)
-    shown_other = client._http.put(f"/v1/cases/{case}/uploads/pct/0", content=bytes(1 << 16))
+    shown_other = client._http.put(f"/v1/cases/{case}/uploads/pct/0", content=bytes(1 << 14))
     assert shown_other.status_code == 201
     assert client.upload(case, "pct", path)["shape"] is not None
 
@@ -129,30 +129,30 @@ def test_a_refusal_is_the_problem_document(client: Client) -> None:
     assert (error.value.code, error.value.status) == ("not_found", 404)
 
 
-def command(shown: Shown, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+def command(shown: Shown, capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
     """Exit status and the one JSON object on stdout."""
     with pytest.raises(SystemExit) as ended:
         run(["client", *words, "--url", shown.url, "--token", shown.token, "--json"])
-    content: dict[str, Any] = json.loads(capsys.readouterr().out)
+    content: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
     return int(ended.value.code or 0), content
 
 
-def test_commands_print_one_object(shown: Shown, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_commands_print_one_object(shown: Shown, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = pct(shown, tmp_path)
-    status, sent = command(shown, capsys, "upload", f"pct={path}")
+    status, sent = command(shown, capfd, "upload", f"pct={path}")
     assert (status, sent["images"][0]["role"]) == (0, "pct")
-    status, found = command(shown, capsys, "cases", shown.case)
+    status, found = command(shown, capfd, "cases", shown.case)
     assert {job["kind"] for job in found["jobs"]} == {"plan", "guide"}
     words = ("artifacts", shown.case, "--out", str(tmp_path / "out"), "--name", "pmr_on_ict.nii.gz")
-    assert command(shown, capsys, *words)[1] == {"files": ["pmr_on_ict.nii.gz"]}
-    assert command(shown, capsys, *words, "--dicom")[1]["error"]["code"] == "no_dicom_context"
-    assert command(shown, capsys, "erase", sent["case"])[0] == 0
+    assert command(shown, capfd, *words)[1] == {"files": ["pmr_on_ict.nii.gz"]}
+    assert command(shown, capfd, *words, "--dicom")[1]["error"]["code"] == "no_dicom_context"
+    assert command(shown, capfd, "erase", sent["case"])[0] == 0
 
 
 def test_exit_status_tells_bad_data_from_bad_words(
-    shown: Shown, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    shown: Shown, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "empty.nii").write_bytes(b"")
-    assert command(shown, capsys, "upload", f"pct={tmp_path / 'empty.nii'}")[0] == 3
-    assert command(shown, capsys, "upload", "pct")[0] == 2
-    assert command(shown, capsys, "jobs", "unknown")[0] == 1
+    assert command(shown, capfd, "upload", f"pct={tmp_path / 'empty.nii'}")[0] == 3
+    assert command(shown, capfd, "upload", "pct")[0] == 2
+    assert command(shown, capfd, "jobs", "unknown")[0] == 1

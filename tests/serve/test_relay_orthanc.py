@@ -27,12 +27,12 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+def run(capfd: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     """A command of the CLI as a site types it, its JSON."""
     with pytest.raises(SystemExit) as ended:
         command([*words, "--json"])
     assert ended.value.code == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
     return found
 
 
@@ -40,7 +40,7 @@ def test_study_in_results_back(
     served: Served,
     orthanc: Running,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in (
@@ -56,11 +56,11 @@ def test_study_in_results_back(
         )
         for role in ("pmr", "pct", "ict")
     }
-    listed = run(capsys, "relay", "list", "--orthanc", orthanc.url)["series"]
+    listed = run(capfd, "relay", "list", "--orthanc", orthanc.url)["series"]
     assert {line["series"] for line in listed} == set(series.values())
     assert toy_dicom.PATIENT_ID not in json.dumps(listed)
     chosen = [word for role, found in series.items() for word in ("--series", f"{role}={found}")]
-    case = run(capsys, "relay", "orthanc", "--orthanc", orthanc.url, *chosen)["case"]
+    case = run(capfd, "relay", "orthanc", "--orthanc", orthanc.url, *chosen)["case"]
     with served.client() as client:
         client.upload(case, "ict-probe-mask", served.images["ict-probe-mask"])
         client.upload(case, "pmr-tumour", served.images["pmr-tumour"])
@@ -69,7 +69,7 @@ def test_study_in_results_back(
         client.download(case, tmp_path / "result", job=job)
     names = ["pmr_on_ict.nii.gz", "inpct.nii.gz", "inpainted_mask.nii.gz", "overview.png"]
     wanted = [word for name in names for word in ("--artifact", name)]
-    back = run(capsys, "relay", "orthanc", "--orthanc", orthanc.url, "--case", case, *wanted)
+    back = run(capfd, "relay", "orthanc", "--orthanc", orthanc.url, "--case", case, *wanted)
     study = orthanc.call("GET", f"/series/{series['ict']}")["ParentStudy"]
     slices = read_volume(served.images["ict"]).geometry.shape[2]
     assert back["studies"] == {study: 2 * slices + 2}
@@ -83,5 +83,5 @@ def test_study_in_results_back(
     assert returned.identity.patient == toy_dicom.PATIENT_ID
     assert returned.volume.geometry.same_grid(read_volume(tmp_path / "result/pmr_on_ict.nii.gz").geometry)
     # A relay that is tried again stores nothing twice.
-    run(capsys, "relay", "orthanc", "--orthanc", orthanc.url, "--case", case, "--artifact", names[0])
+    run(capfd, "relay", "orthanc", "--orthanc", orthanc.url, "--case", case, "--artifact", names[0])
     assert len(orthanc.call("GET", f"/studies/{study}")["Series"]) == 1 + len(names)
