@@ -148,6 +148,7 @@ def test_a_training_is_tracked_and_its_files_lie_in_the_bucket(owner: str, bucke
         assert any(key.endswith(f"{run.info.run_id}/artifacts/{name}") for key in keys), name
 
 
+@pytest.mark.slow
 def test_releases_are_promoted_loaded_and_rolled_back(owner: str, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY, encoding="utf-8")
@@ -161,6 +162,7 @@ def test_releases_are_promoted_loaded_and_rolled_back(owner: str, tmp_path: Path
     assert release_sha256(fetched) == release_sha256(tmp_path / "1/release")
 
 
+@pytest.mark.slow
 def test_fault_82_on_postgresql_of_many_promotions_at_once_one_wins(owner: str, tmp_path: Path) -> None:
     """All of them read the same history; PostgreSQL lets one take the next entry."""
     version = register_release(small_release(tmp_path, 3))

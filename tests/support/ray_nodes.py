@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +34,7 @@ class Node:
 
     process: subprocess.Popen[bytes]
     log: Path
+    metrics_port: int
 
     def started(self) -> bool:
         """Whether it has joined."""
@@ -81,7 +85,7 @@ class Nodes:
         command = [
             BIN / "ray", "drain-node", "--address", self.address, "--node-id", node_id,
             "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken",
-            "--deadline-remaining-seconds", "60",
+            "--deadline-remaining-seconds", "40",
         ]  # fmt: skip
         subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=WAIT_S)
 
@@ -98,12 +102,23 @@ class Nodes:
         listed: list[str] = json.loads(found.stdout.splitlines()[-1])
         return listed
 
+    def metrics(self) -> set[str]:
+        """The names of the series that Prometheus would find on all nodes."""
+        found: set[str] = set()
+        for node in self.running:
+            with contextlib.suppress(OSError):
+                page = urllib.request.urlopen(f"http://127.0.0.1:{node.metrics_port}/metrics", timeout=10)
+                found |= set(re.findall(r"^(\w+)[{ ]", page.read().decode(), re.MULTILINE))
+        return found
+
     def _start(self, *words: str) -> Node:
         path = self.folder / f"{len(self.running)}-{time.monotonic_ns()}.log"
+        metrics_port = free_port()
         command = [BIN / "ray", "start", "--block", "--disable-usage-stats", *words]
+        command += ["--metrics-export-port", str(metrics_port)]
         with path.open("w") as log:
             started = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
-        return Node(started, path)
+        return Node(started, path, metrics_port)
 
     def start_head(self) -> None:
         """The first of the nodes."""
@@ -120,6 +135,7 @@ def ray_nodes(**extra_environment: str) -> Iterator[Nodes]:
     environment = {
         **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(SUPPORT), "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16), "OMP_NUM_THREADS": "1",
+        "RAY_metrics_report_interval_ms": "1000",
         # a lost node is noticed within seconds
         "RAY_health_check_initial_delay_ms": "2000", "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "5000", "RAY_health_check_failure_threshold": "4", **extra_environment,
