@@ -124,9 +124,15 @@ def candidate(served: Served, tmp_path: Path) -> Iterator[str]:
 
 def test_a_candidate_runs_in_the_shadow(served: Served, candidate: str) -> None:
     case = served.newly_planned_case()
+    plan = served.call("GET", f"/v1/cases/{case}").json()["jobs"][0]["id"]
+
+    def shadow_of(job: str) -> list[dict[str, Any]]:
+        return [line for line in events(served, "shadow") if line["job"] == job]
+
+    # it does one job at a time: what comes in between is dropped
+    until(lambda: shadow_of(plan), within_s=150)
     answer = guide(served, case, "shadowed")
-    until(lambda: [line for line in events(served, "shadow") if line["job"] == answer.json()["id"]])
-    told = next(line for line in events(served, "shadow") if line["job"] == answer.json()["id"])
+    told = until(lambda: shadow_of(answer.json()["id"]), within_s=150)[0]
     assert told["outcome"] in ("agrees", "differs")
     assert (told["candidate"], told["served"]) == (candidate, answer.json()["result"]["release"]["version"])
     assert told["difference_mm"] > 0
