@@ -22,6 +22,7 @@ export class Look {
   #nextTumour = 0;
   #mrWindow = null;
   #turn = Promise.resolve();
+  #latest = 0;
 
   constructor() {
     for (const name of Object.keys(CT_WINDOWS)) $("window").append(new Option(name));
@@ -52,18 +53,31 @@ export class Look {
    * @param places - addresses by name: ict, inpct, {pmr,sct,pct}.{after,before}, labels, hole; what is not there is absent
    * @param names - what the label map's values mean
    */
-  async show(places, names) {
+  show(places, names) {
+    const turn = (this.#latest += 1);
+    // Until its own images are there, nothing may be seen under a result's verdict.
+    $("stage").ariaBusy = "true";
+    $("readout").textContent = "";
+    return this.#after(async () => {
+      if (turn !== this.#latest) return;
+      await this.#show(places, names);
+      if (turn === this.#latest) $("stage").ariaBusy = "false";
+    });
+  }
+
+  async #show(places, names) {
     $("viewer").hidden = !places.ict;
     if (!places.ict) return;
     this.#images.clear();
     this.#shown = {};
+    this.#mrWindow = null;
     this.#at = places;
     await this.#open();
     for (const input of radios("below")) input.disabled = !places[input.value];
     for (const input of radios("above")) input.disabled = input.value !== "none" && !places[`${input.value}.after`];
     if (radios("below").find((input) => input.checked).disabled) pick("below", "ict");
     if (radios("above").find((input) => input.checked).disabled) pick("above", places["pmr.after"] ? "pmr" : "none");
-    await this.refresh();
+    await this.#refresh();
     this.#places = await this.#stage.outline(await this.#bytes("labels"), names, await this.#bytes("hole"));
     this.#nextTumour = 0;
     $("to-tumour").disabled = !Object.keys(this.#places).length;
@@ -73,9 +87,14 @@ export class Look {
 
   #at = {};
 
-  /** Brings the stage to what the controls say; one change after the other. */
+  /** Brings the stage to what the controls say. */
   refresh() {
-    this.#turn = this.#turn.catch(() => {}).then(() => this.#refresh());
+    return this.#after(() => this.#refresh());
+  }
+
+  /** One change of the images after the other. */
+  #after(change) {
+    this.#turn = this.#turn.catch(() => {}).then(change);
     return this.#turn;
   }
 

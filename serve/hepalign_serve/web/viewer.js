@@ -48,8 +48,8 @@ async function open() {
 
 async function show(id) {
   watching.abort();
-  watching = new AbortController();
-  const found = await get(`/v1/cases/${id}`);
+  const { signal } = (watching = new AbortController());
+  const found = await get(`/v1/cases/${id}`, signal);
   current = found;
   $("nothing").hidden = true;
   $("opened").hidden = false;
@@ -65,7 +65,9 @@ async function show(id) {
   $("probe").hidden = !has.has("ict");
   showProgress(null);
   await list();
+  if (signal.aborted) return;
   await showResult(guides[0]);
+  if (signal.aborted) return;
   const running = found.jobs.find(unfinished);
   if (running) told(() => watch(running))();
 }
