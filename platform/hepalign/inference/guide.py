@@ -15,15 +15,21 @@ from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.labels import LabelMap, warp_labels
-from hepalign.inference.pair import rescaled
 from hepalign.inference.planner import Plan, Progress
 from hepalign.inference.provenance import provenance
-from hepalign.inference.quality import HIDDEN_SHARE, dice, hidden_share, judge, margin_coverage, tumour_names
+from hepalign.inference.quality import (
+    HIDDEN_SHARE,
+    dice,
+    error_model,
+    hidden_share,
+    judge,
+    margin_coverage,
+    tumour_names,
+)
 from hepalign.inference.register import Clock, Engine, Registration, deform, start_matrix
 from hepalign.inference.result import GuideResult
 from hepalign.inference.sampling import Places
-from hepalign.inference.uncertainty import start_spread
-from hepalign.transform.displacement import DisplacementField, compose
+from hepalign.transform.displacement import DisplacementField, compose, resample_field
 from hepalign.transform.warp import warp
 
 if TYPE_CHECKING:
@@ -77,9 +83,7 @@ def guide(
     matrix = start_matrix(plan.pct, ict, probe_mask, previous)
     clock.mark("affine")
     tell("inpaint", 0.2)
-    near = DisplacementField.from_linear(matrix, ict.geometry) if previous is None else previous
-    # NaN where the pCT does not reach: its absence is no anatomy that a hole could be filled with
-    prior = warp(plan.pct, near, fill=float("nan")) if near.geometry.same_grid(ict.geometry) else None
+    prior = _prior(plan.pct, matrix, previous, probe_mask)
     inpainted = (inpaint or _inpaint)(bundle, ict, probe_mask, prior)
     clock.mark("inpaint")
     tell("register", 0.5)
@@ -90,6 +94,27 @@ def guide(
     result = _finish(bundle, plan, ict, inpainted, done, labels or {}, ablation, clock)
     tell("done", 1.0)
     return result
+
+
+def _prior(
+    pct: Volume, matrix: NDArray[np.float64], previous: DisplacementField | None, probe_mask: Volume
+) -> Volume | None:
+    """The pCT roughly aligned around the hole, all that inpainting looks at; NaN elsewhere and beyond the pCT.
+
+    NaN, for its absence is no anatomy that a hole could be filled with.
+    """
+    from hepalign.inference.inpaint import box_around
+
+    hole = probe_mask.as_mask()
+    if not hole.any():
+        return None
+    box = box_around(hole, probe_mask.geometry)
+    start, (i, j, k) = (box[0].start, box[1].start, box[2].start), (part.stop - part.start for part in box)
+    grid = probe_mask.geometry.crop(start, (i, j, k))
+    near = DisplacementField.from_linear(matrix, grid) if previous is None else resample_field(previous, grid)
+    prior = np.full(hole.shape, np.nan, np.float32)
+    prior[box] = warp(pct, near, fill=float("nan")).as_float()
+    return probe_mask.with_data(prior)
 
 
 def _inpaint(bundle: Bundle, ict: Volume, probe_mask: Volume, prior: Volume | None) -> Inpainted:
@@ -178,15 +203,12 @@ def _liver_dice(carried: LabelMap | None, labels: Mapping[str, Volume]) -> float
 
 
 def _uncertainty(done: Registration, tumours: Mapping[str, NDArray[np.bool_]]) -> dict[str, float]:
-    """Spread of the field at each tumour, mm."""
-    if not tumours:
-        return {}
+    """The error to be expected at each tumour, mm: the field's spread there, as it was seen to relate to the error."""
     levels, found = done.levels, {}
-    spread = start_spread(levels.quarter, rescaled(done.residual, levels.quarter[0].shape[:3]))
-    spread_mm = (spread * torch.tensor(levels.quarter_geometry.spacing_mm).float()).norm(dim=-1, keepdim=True)
     for name, mask in tumours.items():
         if mask.any():
             points = done.fixed.geometry.index_to_world(np.argwhere(mask))
             indices = torch.from_numpy(levels.quarter_geometry.world_to_index(points)).float()
-            found[name] = round(float(Places(indices, spread_mm.shape).read(spread_mm).mean()), 3)
+            spread_mm = Places(indices, done.spread_mm.shape).read(done.spread_mm)
+            found[name] = round(error_model().tumour_scale * float(spread_mm.mean()), 3)
     return found

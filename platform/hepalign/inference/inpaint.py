@@ -56,7 +56,7 @@ def inpaint(bundle: Bundle, ict: Volume, probe_mask: Volume, prior: Volume | Non
     hole = probe_mask.as_mask()
     if not hole.any():
         raise BadInputError("the probe mask holds no voxel: there is nothing to inpaint", code="empty_mask")
-    box = _box_around(hole, ict.geometry)
+    box = box_around(hole, ict.geometry)
     region = _crop(ict, box)
     filled = _fill(bundle, region, _crop(probe_mask, box).as_mask(), None if prior is None else _crop(prior, box))
     image = ict.as_float().copy()
@@ -94,7 +94,8 @@ def _fill(bundle: Bundle, ict: Volume, hole: NDArray[np.bool_], prior: Volume | 
     return resample(Volume(hu, grid), ict.geometry).as_float()
 
 
-def _box_around(hole: NDArray[np.bool_], geometry: Geometry) -> tuple[slice, slice, slice]:
+def box_around(hole: NDArray[np.bool_], geometry: Geometry) -> tuple[slice, slice, slice]:
+    """The hole's box and the margin that the network sees around it; the hole holds a voxel at least."""
     slices = []
     for axis, spacing_mm in enumerate(geometry.spacing_mm):
         filled = np.flatnonzero(hole.any(axis=tuple(other for other in range(3) if other != axis)))

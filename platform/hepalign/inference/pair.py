@@ -15,7 +15,8 @@ from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.inference.folding import corner_determinants, unfold
 from hepalign.inference.refine import RefineSettings, refine
-from hepalign.inference.sampling import Places, from_rows, index_rows, read_at, to_rows
+from hepalign.inference.sampling import Places, from_rows, index_rows, read_at, smooth_rows, to_rows
+from hepalign.inference.uncertainty import start_spread
 from hepalign.inference.workgrid import (
     SHAPE_MULTIPLE,
     canonical,
@@ -34,6 +35,8 @@ from hepalign.transform.jacobian import fold_mask
 COARSE = RefineSettings(steps=16)
 FINE = RefineSettings(steps=16)
 INVERSE_ROUNDS = 10
+# Where registration failed locally, it failed over a few centimetres: 2 voxels of 5.6 mm, as a deviation.
+WORST_SIGMA_VOXELS = 2.0
 BACKWARD = RefineSettings(steps=4, plateau=0.0)
 SAFE_DETERMINANTS = (0.05, 0.15, 0.3, 0.5)
 SHRINK = 0.8
@@ -53,6 +56,7 @@ class Pair:
         moving: unit intensities [1,1,D,H,W].
         fixed: the same.
         weight: 1 where both can be compared.
+        moving_mr: where `moving` is synthetic, the MR that it was made from: a second view of the same patient.
         work: the grid of these three.
         whole: the work grid over the fixed image's whole box.
         box: `work` in `whole`; starts and lengths are multiples of 16 voxels.
@@ -64,27 +68,40 @@ class Pair:
     work: Geometry
     whole: Geometry
     box: Box
+    moving_mr: Tensor | None = None
 
 
-def make_pair(moving: Volume, fixed: Volume, matrix: NDArray[np.float64], probe_mask: Volume | None) -> Pair:
-    """Both images around the fixed body, the moving one resampled through the affine map once."""
+def make_pair(
+    moving: Volume,
+    fixed: Volume,
+    matrix: NDArray[np.float64],
+    probe_mask: Volume | None,
+    moving_mr: Volume | None = None,
+) -> Pair:
+    """Both images around the fixed body, the moving one (and its MR) resampled through the affine map once."""
     whole = work_geometry(fixed.geometry)
     fixed_unit = soft_tissue(on_work_grid(fixed, whole))
     box = body_box(fixed_unit)
     i, j, k = (part.stop - part.start for part in box)
     work = whole.crop((box[0].start, box[1].start, box[2].start), (i, j, k))
+    moved, weight = _moved(moving, matrix, work, hu=True)
+    if probe_mask is not None:
+        weight = weight * (1 - _hole(probe_mask, fixed.geometry, whole)[(..., *box)])
+    mr = None if moving_mr is None else _moved(moving_mr, matrix, work, hu=False)[0]
+    return Pair(moved, fixed_unit[(..., *box)].contiguous(), weight, work, whole, box, mr)
+
+
+def _moved(moving: Volume, matrix: NDArray[np.float64], work: Geometry, *, hu: bool) -> tuple[Tensor, Tensor]:
+    """The image seen through the affine map on the work grid, and 1 where it reaches: [1,1,D,H,W] each."""
     source = coarsened(moving, float(np.mean(work.spacing_mm)))
-    to_source = np.linalg.inv(source.geometry.affine) @ matrix @ work.affine
-    index = torch.from_numpy(to_source[:3].astype(np.float32))
+    index = torch.from_numpy((np.linalg.inv(source.geometry.affine) @ matrix @ work.affine)[:3].astype(np.float32))
     points = index_rows(work.shape) @ index[:, :3].T + index[:, 3]
     size = torch.tensor(source.geometry.shape, dtype=torch.float32)
     unit_points = ((points * 2 + 1) / size - 1).flip(-1)[None]
-    data = soft_tissue(torch.from_numpy(np.ascontiguousarray(source.data, dtype=np.float32)))[None, None]
+    data = torch.from_numpy(np.ascontiguousarray(source.data, dtype=np.float32))[None, None]
+    data = soft_tissue(data) if hu else data
     moved = F.grid_sample(data, unit_points, padding_mode="border", align_corners=False)
-    weight = (unit_points.abs().amax(-1) <= 1).float()[None]
-    if probe_mask is not None:
-        weight = weight * (1 - _hole(probe_mask, fixed.geometry, whole)[(..., *box)])
-    return Pair(moved, fixed_unit[(..., *box)].contiguous(), weight, work, whole, box)
+    return moved, (unit_points.abs().amax(-1) <= 1).float()[None]
 
 
 def body_box(unit: Tensor) -> Box:
@@ -125,10 +142,21 @@ class Levels:
 
         Air and lung agree in anybody; measured, only the soft tissue tells another patient from the right one.
         """
+        return float(self._differences(residual).sum() / self.soft.sum().clamp_min(1))
+
+    def worst_cost(self, residual: Tensor) -> float:
+        """The same where it is worst: the 95th percentile in soft tissue of its mean over some centimetres."""
+        around = torch.cat([self._differences(residual), self.soft], -1)
+        costs, share = smooth_rows(around, WORST_SIGMA_VOXELS).unbind(-1)
+        inside = self.soft[..., 0] > 0
+        if not inside.any():
+            return 0.0
+        return float(np.percentile((costs[inside] / share[inside].clamp_min(1e-3)).numpy(), 95))
+
+    def _differences(self, residual: Tensor) -> Tensor:
         moving, fixed, _ = self.half
         warped = read_at(moving, index_rows(fixed.shape) + residual)
-        total = ((warped - fixed).square().sum(-1, keepdim=True) * self.soft).sum()
-        return float(total / (self.soft.sum() * fixed.shape[-1]).clamp_min(1))
+        return (warped - fixed).square().mean(-1, keepdim=True) * self.soft
 
     def strain(self, residual: Tensor) -> float:
         """Mean absolute logarithm of the local volume change in soft tissue (least corner): 0 for a rigid body."""
@@ -173,6 +201,11 @@ class Levels:
         gap = forward + Places(grid + forward, shape).read(backward)
         return float(((gap * spacing).norm(dim=-1, keepdim=True) * weight).sum() / weight.sum().clamp_min(1))
 
+    def spread_mm(self, residual: Tensor) -> Tensor:
+        """How far fields reached from other starts lie apart, mm, (d,h,w,1) at a quarter of the resolution."""
+        spread = start_spread(self.quarter, rescaled(residual, self.quarter[0].shape[:3]))
+        return (spread * torch.tensor(self.quarter_geometry.spacing_mm).float()).norm(dim=-1, keepdim=True)
+
     def unfolded_field(
         self, residual: Tensor, matrix: NDArray[np.float64], fixed: Geometry
     ) -> tuple[Tensor, DisplacementField]:
@@ -202,8 +235,13 @@ class Levels:
 
 
 def feature_levels(pair: Pair) -> tuple[Tables, Tables]:
-    """MIND-SSC of the full work grid averaged to a half and a quarter of its resolution, and where it counts."""
+    """MIND-SSC at a half and a quarter of the work grid's resolution, and where it counts.
+
+    Of two views of the moving patient the features' mean is taken: what both show counts most.
+    """
     moving, fixed = pooled_mind(pair.moving), pooled_mind(pair.fixed)
+    if pair.moving_mr is not None:
+        moving = (moving + pooled_mind(pair.moving_mr)) / 2
     weight = -F.max_pool3d(-pair.weight, 2)
     half = (to_rows(moving), to_rows(fixed), to_rows(_eroded(weight)))
     quarter_weight = _eroded(-F.max_pool3d(-weight, 2))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,6 @@ from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.labels import LABEL_NAMES, checked_labels
 from hepalign.inference.provenance import CONVENTION, field_digest, provenance, volume_digest
-from hepalign.inference.quality import Limits, judge
 from hepalign.inference.register import Clock, register
 from hepalign.inference.result import as_stored_ct
 from hepalign.transform.displacement import DisplacementField
@@ -26,10 +26,6 @@ PlanEngine = Literal["ants", "learned", "learned+refine"]
 ENGINES = ("ants", "learned", "learned+refine")
 Progress = Callable[[str, float], None]
 PLAN_SCHEMA = 1
-
-# A synthetic CT never agrees with a CT as two CTs do. On ten phantom plans this limit rejected the five of a wrong
-# patient and one of the five right ones; it was set on these, so it is no more than a first guess.
-PLAN_LIMITS = Limits(similarity_reject=0.935, inverse_reject_mm=8.0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Plan:
     timings: Mapping[str, float]
     warnings: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over images, labels and field: what a guide result pins."""
         parts = [volume_digest(self.pmr), volume_digest(self.pct), field_digest(self.field_pct_from_pmr)]
@@ -186,10 +182,8 @@ def plan(
         warnings: tuple[str, ...] = ()
         clock.mark("register")
     else:
-        done = register(bundle, sct, pct, engine="refine" if engine == "learned+refine" else "fast")
-        status, reasons = judge(done.evidence, PLAN_LIMITS)
-        field, warnings = done.field, done.warnings
-        quality = {**done.quality, "status": status, "reasons": reasons}
+        done = register(bundle, sct, pct, engine="refine" if engine == "learned+refine" else "fast", moving_mr=pmr)
+        field, warnings, quality = done.field, done.warnings, done.quality
         clock.mark("register")
     tell("done", 1.0)
     timings = {**clock.timings, "compute_s": sum(clock.timings.values())}

@@ -1,13 +1,22 @@
-"""Whether a registration may be used: accept, review or reject, with reasons."""
+"""Whether a registration may be used: accept, review or reject, with reasons.
+
+The heart of it is an expected error in mm: what a registration shows of itself (how well the images agree at the end,
+on average and where they agree least; whether the way back agrees; how far the field wanders from other starts; how
+much it strains the tissue), weighed by a regression on cases whose error is known. `benchmarks/quality.py` fits it and
+its limits, writes `quality.json`, and judges both on other cases.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from scipy import ndimage
 
 from hepalign.image.volume import Volume
@@ -17,58 +26,116 @@ Status = Literal["accept", "review", "reject"]
 MARGINS_MM = (0.0, 5.0, 10.0)
 # A tumour that lies in inpainted voxels by more than this share was not seen.
 HIDDEN_SHARE = 0.5
+MODEL_FILE = "quality.json"
+# Below these a measure says no more.
+FLOORS = {
+    "disagreement": 1e-3, "worst_disagreement": 1e-3, "inverse_consistency_mm": 0.05, "spread_mm": 0.05, "strain": 0.01,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where review and reject begin: set by eye on half a dozen cases of one generator, not calibrated yet."""
+    """Where review and reject begin for what the expected error does not know of."""
 
-    similarity_review: float = 0.962
-    similarity_reject: float = 0.955
-    strain_review: float = 0.245
-    strain_reject: float = 0.28
-    inverse_review_mm: float = 2.0
-    inverse_reject_mm: float = 6.0
     liver_dice_review: float = 0.85
     liver_dice_reject: float = 0.6
     outside_review: float = 0.35
     outside_reject: float = 0.7
-    uncertainty_review_mm: float = 3.0
+    uncertainty_review_mm: float = 5.0
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the verdict rests on; None where it was not measured."""
+    """What the verdict rests on; None where it was not measured.
+
+    Args:
+        similarity_after: 1 less the mean squared MIND-SSC difference in soft tissue, under the field.
+        worst_similarity: the same where it is worst (5th percentile over some centimetres).
+        inverse_consistency_mm: mean gap of there and back.
+        spread_mm: mean spread of the fields reached from other starts.
+        strain: mean |log| of the volume change in soft tissue.
+        liver_dice: of the warped and the given liver.
+        outside_fraction: share of the fixed image that maps outside the moving one.
+        folding_fraction: share of folded voxels.
+        jacobian_min: least determinant.
+        jacobian_max: largest determinant.
+        uncertainty_mm: at the most uncertain tumour.
+        failed: why there is no registration.
+    """
 
     similarity_after: float
-    inverse_consistency_mm: float | None
+    worst_similarity: float
+    inverse_consistency_mm: float
+    spread_mm: float
+    strain: float
     liver_dice: float | None
     outside_fraction: float
     folding_fraction: float
-    strain: float
     jacobian_min: float
     jacobian_max: float
     uncertainty_mm: float | None = None
     failed: str | None = None
 
+    def measures(self) -> dict[str, float]:
+        """Logarithms of what the expected error is computed from."""
+        values = {
+            "disagreement": 1 - self.similarity_after,
+            "worst_disagreement": 1 - self.worst_similarity,
+            "inverse_consistency_mm": self.inverse_consistency_mm,
+            "spread_mm": self.spread_mm,
+            "strain": self.strain,
+        }
+        return {name: float(np.log(max(value, FLOORS[name]))) for name, value in values.items()}
 
-def judge(evidence: Evidence, limits: Limits | None = None) -> tuple[Status, list[str]]:
+
+class ErrorModel(BaseModel):
+    """log(error in mm) as a weighted sum of the evidence's measures, and the limits on the error it expects.
+
+    Args:
+        intercept: of the sum.
+        weights: by measure.
+        review_mm: an expected error above this asks for a look.
+        reject_mm: one above this forbids use.
+        tumour_scale: error at a tumour over the field's spread there, as measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    intercept: float
+    weights: dict[str, float]
+    review_mm: float
+    reject_mm: float
+    tumour_scale: float
+
+    def expected_error_mm(self, evidence: Evidence) -> float:
+        """What error such evidence came with."""
+        measures = evidence.measures()
+        return float(np.exp(self.intercept + sum(weight * measures[name] for name, weight in self.weights.items())))
+
+
+@cache
+def error_model(moving: Literal["ct", "mr"] = "ct") -> ErrorModel:
+    """The fitted model for a moving CT, or for a synthetic CT made from an MR."""
+    text = files("hepalign.inference").joinpath(MODEL_FILE).read_text(encoding="utf-8")
+    models = TypeAdapter(dict[str, ErrorModel]).validate_json(text)
+    return models[moving]
+
+
+def judge(
+    evidence: Evidence, model: ErrorModel | None = None, limits: Limits | None = None
+) -> tuple[Status, list[str]]:
     """The verdict and, unless it is accept, why."""
-    limits = limits or Limits()
+    model, limits = model or error_model(), limits or Limits()
     if evidence.failed is not None:
         return "reject", [evidence.failed]
     findings = [
         # value, review and reject limit, +1 where more is worse, words
-        (evidence.similarity_after, limits.similarity_review, limits.similarity_reject, -1,
-         "the images agree poorly (similarity {:.3f})"),
-        (evidence.inverse_consistency_mm, limits.inverse_review_mm, limits.inverse_reject_mm, 1,
-         "there and back differ by {:.1f} mm"),
+        (model.expected_error_mm(evidence), model.review_mm, model.reject_mm, 1,
+         "registrations that look like this one are off by about {:.0f} mm"),
         (evidence.liver_dice, limits.liver_dice_review, limits.liver_dice_reject, -1,
          "the livers overlap with a Dice of {:.2f} only"),
         (evidence.outside_fraction, limits.outside_review, limits.outside_reject, 1,
          "{:.0%} of the fixed image lies outside the moving one"),
-        (evidence.strain, limits.strain_review, limits.strain_reject, 1,
-         "the field changes the tissue's volume too much (mean |log| {:.2f})"),
         (evidence.folding_fraction, 0.0, 0.0, 1, "the field folds at {:.2%} of its voxels"),
         (evidence.uncertainty_mm, limits.uncertainty_review_mm, np.inf, 1,
          "the field at the tumour is uncertain by {:.1f} mm"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Literal, cast
@@ -23,7 +23,7 @@ from hepalign.inference.bundle import Bundle
 from hepalign.inference.folding import corner_determinants
 from hepalign.inference.pair import Levels, make_pair
 from hepalign.inference.provenance import CONVENTION, provenance
-from hepalign.inference.quality import Evidence, judge
+from hepalign.inference.quality import Evidence, error_model, judge
 from hepalign.inference.sampling import to_rows
 from hepalign.nets.precision import autocast
 from hepalign.nets.regnet import RegNet
@@ -52,7 +52,7 @@ class Registration:
         timings: seconds by step.
         warnings: what its reader should know.
         levels: the pair's feature tables, for measures taken later.
-        residual: the field beyond the affine map on the half grid, voxels (d,h,w,3).
+        spread_mm: how far fields from other starts lie apart, (d,h,w,1) on `levels.quarter_geometry`.
         moving_label: a label map that came with the moving image.
         provenance: release, digests, code version.
     """
@@ -66,7 +66,7 @@ class Registration:
     timings: Mapping[str, float]
     warnings: tuple[str, ...]
     levels: Levels
-    residual: Tensor
+    spread_mm: Tensor
     moving_label: Volume | None = None
     provenance: Mapping[str, object] = dataclass_field(default_factory=dict)
 
@@ -101,6 +101,7 @@ def register(
     moving_label: Volume | None = None,
     initial: DisplacementField | None = None,
     budget_s: float | None = None,
+    moving_mr: Volume | None = None,
 ) -> Registration:
     """Register a CT to a CT.
 
@@ -113,6 +114,7 @@ def register(
         moving_label: a label map to carry along.
         initial: a field of the same patient's previous image (same scanner frame) to start from.
         budget_s: seconds after which refinement stops with what it has.
+        moving_mr: where `moving` is a synthetic CT, the MR it was made from: its own structure counts as well.
 
     Raises:
         BadInputError: `no_overlap`.
@@ -123,10 +125,11 @@ def register(
     clock = Clock(budget_s)
     matrix = start_matrix(moving, fixed, probe_mask, initial)
     clock.mark("affine")
-    return deform(
+    done = deform(
         bundle, moving, fixed, matrix, engine=engine, probe_mask=probe_mask, moving_label=moving_label,
-        initial=initial, clock=clock,
+        initial=initial, clock=clock, moving_mr=moving_mr,
     )  # fmt: skip
+    return replace(done, provenance=provenance(bundle, {"moving": moving, "fixed": fixed}))
 
 
 def start_matrix(
@@ -151,9 +154,10 @@ def deform(
     moving_label: Volume | None = None,
     initial: DisplacementField | None = None,
     clock: Clock,
+    moving_mr: Volume | None = None,
 ) -> Registration:
     """The deformable part of `register`, after its affine start."""
-    levels = Levels(make_pair(moving, fixed, matrix, probe_mask))
+    levels = Levels(make_pair(moving, fixed, matrix, probe_mask, moving_mr))
     clock.mark("features")
     still = torch.zeros(*levels.half_shape, 3)
     before, residual = levels.cost(still), still
@@ -177,8 +181,10 @@ def deform(
     failed = None if torch.isfinite(residual).all() else "no registration could be computed"
     residual, field = levels.unfolded_field(still if failed else residual, matrix, fixed.geometry)
     clock.mark("field")
-    evidence = _evidence(levels, residual, field, moving, failed)
-    status, reasons = judge(evidence)
+    spread_mm = levels.spread_mm(residual)
+    evidence = _evidence(levels, residual, spread_mm, field, moving, failed)
+    model = error_model("ct" if moving_mr is None else "mr")
+    status, reasons = judge(evidence, model)
     clock.mark("quality")
     quality = {
         "status": status,
@@ -189,25 +195,29 @@ def deform(
         "inverse_consistency_mm": evidence.inverse_consistency_mm,
         "similarity_before": 1 - before,
         "similarity_after": evidence.similarity_after,
+        "expected_error_mm": model.expected_error_mm(evidence),
         "method": "+".join(method),
     }
     return Registration(
         moving, fixed, field, "+".join(method), quality, evidence, clock.timings, tuple(warnings),
-        levels, residual, moving_label, provenance(bundle, {"moving": moving, "fixed": fixed}),
+        levels, spread_mm, moving_label,
     )  # fmt: skip
 
 
 def _evidence(
-    levels: Levels, residual: Tensor, field: DisplacementField, moving: Volume, failed: str | None
+    levels: Levels, residual: Tensor, spread_mm: Tensor, field: DisplacementField, moving: Volume, failed: str | None
 ) -> Evidence:
     determinants = jacobian_determinants(field)
+    weight = levels.quarter[2]
     return Evidence(
         similarity_after=1 - levels.cost(residual),
+        worst_similarity=1 - levels.worst_cost(residual),
         inverse_consistency_mm=levels.inverse_consistency_mm(residual),
+        spread_mm=float((spread_mm * weight).sum() / weight.sum().clamp_min(1)),
+        strain=levels.strain(residual),
         liver_dice=None,
         outside_fraction=float(outside_grid(moving.geometry, field).mean()),
         folding_fraction=0.0,
-        strain=levels.strain(residual),
         jacobian_min=float(determinants.min()),
         jacobian_max=float(determinants.max()),
         failed=failed,

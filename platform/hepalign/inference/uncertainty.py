@@ -9,9 +9,9 @@ from hepalign.inference.refine import RefineSettings, refine
 from hepalign.inference.sampling import smooth_rows, to_rows
 from hepalign.inference.workgrid import resized
 
-STARTS = 4
+STARTS = 3
 START_SPREAD_VOXELS = 0.6
-SETTINGS = RefineSettings(steps=8)
+SETTINGS = RefineSettings(steps=6)
 
 
 def start_spread(tables: tuple[Tensor, Tensor, Tensor], residual: Tensor, seed: int = 0) -> Tensor:

@@ -1,16 +1,29 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
 from hepalign.inference.labels import LabelMap
-from hepalign.inference.quality import Evidence, dice, hidden_share, judge, margin_coverage, tumour_names
+from hepalign.inference.quality import (
+    ErrorModel,
+    Evidence,
+    dice,
+    error_model,
+    hidden_share,
+    judge,
+    margin_coverage,
+    tumour_names,
+)
 
 GOOD = {
     "similarity_after": 0.985,
+    "worst_similarity": 0.97,
     "inverse_consistency_mm": 0.4,
+    "spread_mm": 0.5,
     "liver_dice": 0.95,
     "outside_fraction": 0.05,
     "folding_fraction": 0.0,
@@ -18,10 +31,13 @@ GOOD = {
     "jacobian_min": 0.4,
     "jacobian_max": 2.0,
 }
+# an error of ten times the spread
+MODEL = ErrorModel(intercept=np.log(10), weights={"spread_mm": 1.0}, review_mm=8.0, reject_mm=16.0, tumour_scale=1.0)
 
 
 def test_good_evidence_is_accepted_without_reasons() -> None:
-    assert judge(Evidence(**GOOD)) == ("accept", [])
+    assert MODEL.expected_error_mm(Evidence(**GOOD)) == pytest.approx(5.0)
+    assert judge(Evidence(**GOOD), MODEL) == ("accept", [])
 
 
 @pytest.mark.parametrize(
@@ -32,24 +48,37 @@ def test_good_evidence_is_accepted_without_reasons() -> None:
         ({"outside_fraction": 0.5}, "review"),
         ({"outside_fraction": 0.9}, "reject"),
         ({"folding_fraction": 1e-6}, "reject"),
-        ({"similarity_after": 0.5}, "reject"),
-        ({"inverse_consistency_mm": 50.0}, "reject"),
-        ({"strain": 0.26}, "review"),
-        ({"strain": 0.5}, "reject"),
+        ({"spread_mm": 1.0}, "review"),
+        ({"spread_mm": 2.0}, "reject"),
         ({"uncertainty_mm": 9.0}, "review"),
         ({"failed": "nothing could be computed"}, "reject"),
     ],
 )
 def test_each_poor_measure_shows(changed: dict[str, object], status: str) -> None:
-    found, reasons = judge(Evidence(**{**GOOD, **changed}))
+    found, reasons = judge(Evidence(**{**GOOD, **changed}), MODEL)
     assert found == status
     assert len(reasons) == 1
 
 
 def test_a_reject_is_never_softened_by_a_review() -> None:
-    status, reasons = judge(Evidence(**{**GOOD, "similarity_after": 0.5, "liver_dice": 0.8, "uncertainty_mm": 9.0}))
+    status, reasons = judge(Evidence(**{**GOOD, "spread_mm": 5.0, "liver_dice": 0.8, "uncertainty_mm": 9.0}), MODEL)
     assert status == "reject"
     assert len(reasons) == 3
+
+
+@pytest.mark.parametrize("moving", ["ct", "mr"])
+def test_the_fitted_model_knows_its_measures_and_expects_more_of_worse_evidence(moving: Literal["ct", "mr"]) -> None:
+    model = error_model(moving)
+    assert set(model.weights) <= set(Evidence(**GOOD).measures())
+    worse = {
+        "similarity_after": 0.9,
+        "worst_similarity": 0.8,
+        "inverse_consistency_mm": 6.0,
+        "spread_mm": 6.0,
+        "strain": 0.6,
+    }
+    assert model.expected_error_mm(Evidence(**{**GOOD, **worse})) > model.expected_error_mm(Evidence(**GOOD))
+    assert model.review_mm <= model.reject_mm
 
 
 def test_dice_and_hidden_share() -> None:
