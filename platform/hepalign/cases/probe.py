@@ -18,7 +18,6 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
@@ -28,15 +27,10 @@ from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 
 Points = NDArray[np.float64]
-Line = tuple[Points, Points, float]
 
 # A coarse mask is a probe's; one that hides a fifth of the patient is a mistake.
 LARGEST_BODY_SHARE = 0.2
 MOST_SHAPES, MOST_VERTICES = 1000, 2000
-# A needle in HU, thick voxels dilute it; what is searched is long, thin and of some voxels.
-METAL_HU = (2500.0, 2000.0, 1700.0, 1400.0)
-SMALLEST_NEEDLE_VOXELS, SHORTEST_NEEDLE_MM, THICKEST_NEEDLE_MM = 8, 35.0, 6.0
-EXTENSION_MM, ARTEFACT_MARGIN_MM = 20.0, 7.0
 NAME = "probe mask"
 
 
@@ -128,62 +122,6 @@ def read_probe_mask(path: Path, ict: Volume, *, report: list[str] | None = None,
     else:
         mask = voxel_mask(read_nifti(path, name=name), ict.geometry, report, name=name)
     check_probe_mask(mask, ict, name=name)
-    return mask
-
-
-def find_probe(ict: Volume) -> Volume:
-    """The coarse mask of the needles an iCT shows: straight metal, widened by what its artefact spans.
-
-    Needles part from each other and from bone at different thresholds: what stands out at any of them counts.
-
-    Raises:
-        BadInputError: `probe_not_found` when nothing looks like a needle.
-    """
-    hu = ict.as_float()
-    needles = [line for threshold_hu in METAL_HU for line in _straight_parts(hu > threshold_hu, ict.geometry)]
-    if not needles:
-        raise BadInputError("the iCT shows no needle; draw a probe mask by hand", code="probe_not_found")
-    return Volume(_around(needles, ict.geometry), ict.geometry)
-
-
-def _straight_parts(metal: NDArray[np.bool_], geometry: Geometry) -> list[Line]:
-    labels, count = ndimage.label(metal, np.ones((3, 3, 3)))
-    boxes = ndimage.find_objects(labels)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    lines = []
-    for label in np.flatnonzero(sizes[1:] >= SMALLEST_NEEDLE_VOXELS) + 1:
-        box = boxes[label - 1]
-        voxels = np.argwhere(labels[box] == label) + [part.start for part in box]
-        line = _straight(geometry.index_to_world(voxels), max(geometry.spacing_mm))
-        if line is not None:
-            lines.append(line)
-    return lines
-
-
-def _straight(points: Points, voxel_mm: float) -> Line | None:
-    """Both ends and the half width (mm) of voxels (N, 3) that make something long and thin, else None."""
-    middle = points.mean(0)
-    _, spread, axes = np.linalg.svd(points - middle, full_matrices=False)
-    spread = spread / np.sqrt(len(points))
-    along = (points - middle) @ axes[0]
-    thin = spread[1] <= THICKEST_NEEDLE_MM + 0.5 * voxel_mm and spread[2] <= 1 + 0.5 * voxel_mm
-    if np.ptp(along) < SHORTEST_NEEDLE_MM or not thin:
-        return None
-    ends = middle + np.array([[along.min()], [along.max()]]) * axes[0]
-    across = np.linalg.norm((points - middle) - along[:, None] * axes[0], axis=1)
-    return ends[0], ends[1], float(across.max())
-
-
-def _around(needles: list[Line], geometry: Geometry) -> NDArray[np.bool_]:
-    """Capsules about the needles, past both ends as far as their streaks are dark."""
-    grid = geometry.grid_mm()
-    mask = np.zeros(geometry.shape, bool)
-    for start, end, half_width in needles:
-        heading = (end - start) / np.linalg.norm(end - start)
-        first, last = start - EXTENSION_MM * heading, end + EXTENSION_MM * heading
-        share = np.clip((grid - first) @ heading / np.linalg.norm(last - first), 0, 1)
-        gap = np.linalg.norm(grid - first - share[..., None] * (last - first), axis=-1)
-        mask |= gap < half_width + ARTEFACT_MARGIN_MM
     return mask
 
 

@@ -201,10 +201,11 @@ def _read(path: str, warnings: list[str], modality: str | None = None) -> Volume
 
 
 def _probe_mask(word: str, ict: Volume, warnings: list[str]) -> Volume:
-    from hepalign.cases.probe import check_probe_mask, find_probe, parse_probe_mask, voxel_mask
+    from hepalign.cases.probe import check_probe_mask, parse_probe_mask, voxel_mask
+    from hepalign.cases.probe_search import find_probe
 
     if word == "auto":
-        return find_probe(ict)
+        return find_probe(ict, warnings)
     path = existing(word)
     if path.suffix == ".json":
         mask = parse_probe_mask(path.read_bytes(), ict.geometry, name=path.name)

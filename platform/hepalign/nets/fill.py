@@ -41,6 +41,12 @@ def base_image(image: Tensor, mask: Tensor, prior: Tensor | None, prior_mask: Te
         return torch.where((prior_mask > 0) & (both.amax(dim=(1, 2, 3, 4), keepdim=True) > 0), harmonised, plain)
 
 
+def blurred(image: Tensor) -> Tensor:
+    """What is left of an image [B, C, D, H, W] at a quarter of its resolution, on its own grid."""
+    coarse = F.avg_pool3d(image, 4, ceil_mode=True, count_include_pad=False)
+    return F.interpolate(coarse, image.shape[2:], mode="trilinear")
+
+
 def valid_mask(image: Tensor, mask: Tensor | None) -> Tensor:
     """The mask, or all ones."""
     return torch.ones_like(image[:, :1]) if mask is None else mask

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hepalign.nets.fill import valid_mask
-from hepalign.nets.unet import InpaintingNetConfig, finished, output_layer
+from hepalign.nets.unet import INPUT_SCALE, InpaintingNetConfig, finished, output_layer
 
 Group = tuple[Tensor, Tensor]  # features [B, C, D, H, W] and their mask [B, 1, D, H, W], 1 where valid
 
@@ -139,13 +139,13 @@ class PConvUNet(nn.Module):
             prior_mask: 1 where the prior is known; all ones by default.
         """
         known = None if prior is None else valid_mask(prior, prior_mask)
-        skips = _descend(self.encoder, (image * mask, mask))
+        skips = _descend(self.encoder, (INPUT_SCALE * image * mask, mask))
         priors: list[Group | None] = [None] * len(skips)
         if self.config.prior:
             if prior is None or known is None:
                 prior_group = torch.zeros_like(image), torch.zeros_like(mask)
             else:
-                prior_group = prior * known, known
+                prior_group = INPUT_SCALE * prior * known, known
             priors = [*_descend(self.prior_encoder, prior_group)]
         group = skips.pop()
         for index in reversed(range(len(self.decoder))):
@@ -153,7 +153,8 @@ class PConvUNet(nn.Module):
             shape = skip[0].shape[2:]
             enlarged = F.interpolate(group[0], shape), F.interpolate(group[1], shape)
             group = self.decoder[index]([enlarged, skip], priors[index])
-        return finished(self.config, self.head(group[0]), image, mask, prior, known), group[1]
+        output = finished(self.head, group[0], image, mask, prior, known, residual=self.config.residual)
+        return output, group[1]
 
 
 class _Level(nn.Module):

@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hepalign.cases.phantom.needles import Needle, metal_share
 from hepalign.cases.probe import (
     box_mask,
     check_probe_mask,
-    find_probe,
     parse_probe_mask,
     polygon_mask,
     read_probe_mask,
@@ -158,18 +156,3 @@ def test_a_mask_file_is_json_or_nifti(tmp_path: Path) -> None:
     from_json = read_probe_mask(tmp_path / "mask.json", patient)
     from_nifti = read_probe_mask(tmp_path / "mask.nii.gz", patient)
     np.testing.assert_array_equal(from_json.as_mask(), from_nifti.as_mask())
-
-
-def test_needles_are_found_and_bone_is_not() -> None:
-    geometry = Geometry.from_spacing((64, 64, 40), 2.5, origin_mm=(-80, -80, -50))
-    points = geometry.grid_mm()
-    hu = np.where(np.hypot(points[..., 0], points[..., 1]) < 70, 50.0, -1000.0)
-    hu[np.abs(np.hypot(points[..., 0], points[..., 1]) - 62) < 3] = 1450.0  # a shell of bone
-    with pytest.raises(BadInputError) as refused:
-        find_probe(Volume(hu.astype(np.float32), geometry))
-    assert refused.value.code == "probe_not_found"
-    needle = Needle(np.array([5.0, 5.0, 0.0]), np.array([78.0, 20.0, 10.0]), 1.1)
-    metal = metal_share([needle], geometry)
-    found = find_probe(Volume(np.minimum(hu + 9000 * metal, 3071), geometry)).as_mask()
-    assert found[metal > 0.2].mean() > 0.95
-    assert found.mean() < 0.1

@@ -25,10 +25,11 @@ def test_the_loss_is_the_papers_sum() -> None:
     assert terms["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_valid_voxels_are_judged_on_what_the_network_itself_gives_there() -> None:
-    # In the paper's form; composed with the image before the loss the term would be 0 and teach nothing.
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_valid_voxels_are_judged_on_what_the_network_itself_gives_there(residual: bool) -> None:
+    # Composed with the image before the loss, the term would be 0 and teach nothing.
     config = helper.inpainting_stage().config
-    direct = config.net.model_copy(update={"residual": False})
+    direct = config.net.model_copy(update={"residual": residual})
     stage = InpaintingStage(config.model_copy(update={"net": direct}), [], torch.device("cpu"))
     batch = helper.inpainting_batch()
     output = stage._predict(stage._net, batch).detach()

@@ -41,6 +41,23 @@ def test_optional_terms_count_and_pairs_only_where_they_are_known() -> None:
     assert terms["paired"] == pytest.approx(float(known), rel=2e-2)
 
 
+def test_pairs_alone_come_first_where_that_is_wished() -> None:
+    config = helper.synthesis_stage().config
+    optimizer = config.optimizer.model_copy(update={"paired_first": 0.5})
+    changed = {"optimizer": optimizer, "losses": SynthesisLosses(paired=7)}
+    stage = SynthesisStage(config.model_copy(update=changed), [], torch.device("cpu"))
+    batch = helper.synthesis_batch()
+    batch |= {"true_ct": batch["ct"], "has_true_ct": torch.tensor([True, True])}
+    updates = []
+    for epoch in (0, 1):
+        stage.begin_epoch(epoch, 2)
+        updates.append([set(update.terms) for update in stage.updates(batch)])
+    assert updates[0] == [{"paired"}]
+    assert len(updates[1]) == 2
+    assert "paired" in updates[1][0]
+    assert "adversarial_ct" in updates[1][0]
+
+
 def test_information_is_maximised() -> None:
     # Only the information counts here: a step along its gradient must raise it.
     config = helper.synthesis_stage().config

@@ -1,0 +1,71 @@
+"""Needles are found in what an iCT shows: alone, as a fan, faint ones with a warning, and never in bone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hepalign.cases.phantom import make_case
+from hepalign.cases.phantom.needles import Needle, metal_share
+from hepalign.cases.probe_search import find_probe
+from hepalign.errors import BadInputError
+from hepalign.image.geometry import Geometry
+from hepalign.image.volume import Volume
+
+GEOMETRY = Geometry.from_spacing((64, 64, 40), 2.5, origin_mm=(-80, -80, -50))
+ENTRY = np.array([78.0, 20.0, 10.0])
+
+
+def patient() -> np.ndarray:
+    """A cylinder of soft tissue in a shell of bone, HU."""
+    points = GEOMETRY.grid_mm()
+    radius = np.hypot(points[..., 0], points[..., 1])
+    hu = np.where(radius < 70, 50.0, -1000.0)
+    hu[np.abs(radius - 62) < 3] = 1450.0
+    return hu
+
+
+def with_needles(needles: list[Needle], metal_hu: float) -> tuple[Volume, np.ndarray]:
+    metal = metal_share(needles, GEOMETRY)
+    return Volume(np.minimum(patient() + metal_hu * metal, 3071).astype(np.float32), GEOMETRY), metal > 0.2
+
+
+def test_bone_is_no_needle() -> None:
+    with pytest.raises(BadInputError) as refused:
+        find_probe(Volume(patient().astype(np.float32), GEOMETRY))
+    assert refused.value.code == "probe_not_found"
+
+
+@pytest.mark.parametrize("tips", [[(5, 5, 0)], [(0, 0, 0), (1, 3, 1), (-2, -2, 3)]])
+def test_needles_are_found_even_where_they_meet(tips: list[tuple[float, float, float]]) -> None:
+    spread = [np.array([0.0, 0.0, 0.0]), np.array([0.0, 14.0, 6.0]), np.array([0.0, -14.0, -4.0])]
+    needles = [Needle(np.array(tip, float), ENTRY + away, 1.1) for tip, away in zip(tips, spread, strict=False)]
+    ict, metal = with_needles(needles, 9000)
+    warnings: list[str] = []
+    found = find_probe(ict, warnings).as_mask()
+    assert found[metal].mean() > 0.95
+    assert found.mean() < 0.2
+    assert not warnings
+
+
+def test_a_faint_needle_is_found_with_a_warning() -> None:
+    ict, metal = with_needles([Needle(np.array([5.0, 5.0, 0.0]), np.array([55.0, 15.0, 8.0]), 1.1)], 3500)
+    warnings: list[str] = []
+    found = find_probe(ict, warnings).as_mask()
+    assert found[metal].mean() > 0.9
+    assert len(warnings) == 1
+
+
+@pytest.mark.slow
+def test_recall_of_the_coarse_mask_over_ten_phantoms() -> None:
+    recalls, metals = [], []
+    for seed in range(7000, 7010):
+        case = make_case(seed, (112, 112, 80), 3.2)
+        truth = case.volumes["ict_probe_mask"].as_mask()
+        body = case.volumes["ict_clean"].as_float() > -300
+        metal = truth & (case.volumes["ict"].as_float() - case.volumes["ict_clean"].as_float() > 800)
+        found = find_probe(case.volumes["ict"]).as_mask()
+        recalls.append(found[truth & body].mean())
+        metals.append(found[metal].mean())
+    assert min(metals) > 0.9
+    assert np.mean(recalls) > 0.7
