@@ -15,7 +15,7 @@ from hepalign_serve.work import SUCCEEDED
 
 RECENT, LEAST_BEFORE, MOST = 20, 30, 400
 AIR_HU = -500.0
-_QUALITY = ("similarity_before", "similarity_after", "inverse_consistency_mm", "liver_dice", "jacobian_min")
+_QUALITY = ("expected_error_mm", "similarity_before", "similarity_after", "inverse_consistency_mm", "liver_dice")
 _SAMPLES = 1 << 17
 
 
