@@ -95,6 +95,7 @@ def _fan(points: Points, voxel_mm: float) -> list[_Line]:
     rng = np.random.default_rng(0)
     reach_mm = NEEDLE_RADIUS_MM + 0.5 * voxel_mm
     lines: list[_Line] = []
+    solid = points  # all that is no needle taken before
     while len(points) >= SMALLEST_NEEDLE_VOXELS and len(lines) < MOST_NEEDLES:
         axis = _best_axis(rng, points, reach_mm)
         if axis is None:
@@ -102,15 +103,23 @@ def _fan(points: Points, voxel_mm: float) -> list[_Line]:
         along, apart = _coordinates(points, *axis)
         low, high = _longest_run(np.sort(along[apart < reach_mm]), 3 * voxel_mm)
         run = (along >= low) & (along <= high)
-        inside, beside = run & (apart < reach_mm), run & (apart >= reach_mm) & (apart < 2.5 * reach_mm)
         if high - low < SHORTEST_NEEDLE_MM:
             break
-        # Bone is thick: what surrounds a needle is none of it.
-        if beside.sum() <= inside.sum():
+        inside = run & (apart < reach_mm)
+        if _thin(solid, axis, (low, high), reach_mm):
             point, heading = axis
             lines.append(_Line(point + low * heading, point + high * heading, float(apart[inside].max())))
+            solid = solid[_coordinates(solid, *axis)[1] >= reach_mm]
         points = points[~((apart < reach_mm) | (run & (apart < 2 * reach_mm)))]
     return lines
+
+
+def _thin(solid: Points, axis: tuple[Points, Points], ends: tuple[float, float], reach_mm: float) -> bool:
+    """Whether less stands around a line's stretch than in it: bone is thick."""
+    along, apart = _coordinates(solid, *axis)
+    run = (along >= ends[0]) & (along <= ends[1])
+    around = run & (apart >= reach_mm) & (apart < 2.5 * reach_mm)
+    return bool(around.sum() <= (run & (apart < reach_mm)).sum())
 
 
 def _best_axis(rng: np.random.Generator, points: Points, reach_mm: float) -> tuple[Points, Points] | None:
