@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
@@ -56,6 +57,28 @@ def test_a_real_ct_slice_is_in_hu(tmp_path: Path) -> None:
     source = pydicom.dcmread(str(get_testdata_file("CT_small.dcm", download=False)))
     hu = source.pixel_array * float(source.RescaleSlope) + float(source.RescaleIntercept)
     np.testing.assert_allclose(volume.data[:, :, 2], hu.T)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("CT_small.dcm", hd.legacy.LegacyConvertedEnhancedCTImage),
+        ("MR_small.dcm", hd.legacy.LegacyConvertedEnhancedMRImage),
+    ],
+)
+def test_a_multi_frame_object_that_highdicom_makes_is_the_series(tmp_path: Path, file: str, kind: type) -> None:
+    folder = three_slices(tmp_path / "single", file)
+    single = load_series(folder)
+    slices = [pydicom.dcmread(path) for path in sorted(folder.iterdir(), reverse=True)]
+    for one in slices:
+        one.PatientBirthDate = one.get("PatientBirthDate") or ""
+        one.PatientOrientation = one.get("PatientOrientation") or ["L", "P"]
+    enhanced = kind(slices, generate_uid(), 5, generate_uid(), 1)
+    enhanced.save_as(tmp_path / "enhanced.dcm")
+    multi = load_series(tmp_path / "enhanced.dcm")
+    np.testing.assert_allclose(multi.volume.data, single.volume.data)
+    np.testing.assert_allclose(multi.volume.geometry.affine, single.volume.geometry.affine, atol=1e-5)
+    assert multi.identity.patient == single.identity.patient
 
 
 def test_a_row_of_bytes_too_many_could_be_a_row_that_is_not_declared(tmp_path: Path) -> None:
