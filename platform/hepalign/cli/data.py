@@ -39,7 +39,9 @@ Out = Annotated[str, typer.Option(help="The cohort: a folder or an s3:// prefix.
 Cases = Annotated[int, typer.Option(min=1, help="How many cases.")]
 Seed = Annotated[int, typer.Option(help="The first case's seed; the same seed gives the same case.")]
 Shape = Annotated[str, typer.Option(help="Voxels of the CT grid.")]
-Spacing = Annotated[float, typer.Option(min=0.5, max=10.0, help="Isotropic spacing in mm.")]
+Spacing = Annotated[
+    float | None, typer.Option(min=0.5, max=20.0, help="Isotropic spacing in mm; spans a field of view by default.")
+]
 ImportShape = Annotated[str, typer.Option("--shape", help="Voxels of the cohort's grid.")]
 ImportSpacing = Annotated[
     float | None,
@@ -58,7 +60,7 @@ def phantom(
     cases: Cases = 10,
     seed: Seed = 0,
     shape: Shape = "128,128,96",
-    spacing: Spacing = 2.8,
+    spacing: Spacing = None,
     randomised: Annotated[bool, typer.Option("--randomised", help="Random intensities per organ.")] = False,
     workers: Workers = 1,
 ) -> Answer:
@@ -78,11 +80,13 @@ def simulate(
     ct: Annotated[str, typer.Option(help="A real CT: NIfTI, DICOM folder or zip, or s3://.")],
     out: Out,
     liver: Annotated[str | None, typer.Option(help="The CT's liver mask: NIfTI or DICOM SEG.")] = None,
+    tumour: Annotated[str | None, typer.Option(help="The CT's tumours, at which the probe aims.")] = None,
     cases: Cases = 10,
     seed: Seed = 0,
     phase: Annotated[bool, typer.Option("--phase", help="Give the iCT another contrast phase.")] = False,
+    sliding: Annotated[bool, typer.Option("--sliding", help="Let the organs glide along the wall.")] = False,
     shape: Shape = "128,128,96",
-    spacing: Spacing = 2.8,
+    spacing: Spacing = None,
     patient: Annotated[
         str | None, typer.Option(help="A pseudonym for the CT's patient; made of its voxels by default.")
     ] = None,
@@ -103,12 +107,14 @@ def simulate(
         out,
         ct=scan.volume,
         liver=read_label("ct_liver", liver, scan, warnings) if liver else None,
+        tumour=read_label("ct_tumour", tumour, scan, warnings) if tumour else None,
         name=patient or f"ct-{hashlib.sha256(scan.volume.as_float().tobytes()).hexdigest()[:10]}",
         cases=cases,
         seed=seed,
         shape=voxels,
         spacing_mm=spacing,
         phase=phase,
+        sliding=sliding,
         workers=workers,
         progress=Steps("simulate"),
     )

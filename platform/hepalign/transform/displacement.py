@@ -156,13 +156,14 @@ def _solve(
     indices, moving = indices.reshape(-1, 3), guess.reshape(-1, 3).clone()
     best, best_error = moving.clone(), torch.full((len(moving),), torch.inf)
     active = torch.arange(len(moving))
-    for _ in range(rounds):
+    for number in range(rounds):
         here = moving[active]
         residual = here + read((indices[active] + here @ turn)[:, None, None])[:, 0, 0]
         error = residual.norm(dim=1)
         better = error < best_error[active]
         best[active[better]], best_error[active[better]] = here[better], error[better]
-        moving[active] = here - residual @ step
+        # Where the field is strong a whole step goes past its goal, for ever: a half or a quarter does not.
+        moving[active] = here - 0.5 ** (3 * number // rounds) * (residual @ step)
         active = active[error > tolerance_mm]
         if len(active) == 0:
             break

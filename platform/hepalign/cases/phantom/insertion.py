@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 
 from hepalign.cases.phantom.artefact import Scan, add_artefact
 from hepalign.cases.phantom.config import PhantomConfig
@@ -56,7 +57,12 @@ def insert_probe(
         config: how many needles.
     """
     count = int(rng.integers(config.needles[0], config.needles[1] + 1))
-    needles = draw_needles(rng, count, target_mm, skin)
+
+    def hu(points: Array) -> Array:
+        index = geometry.world_to_index(points.T).T
+        return np.asarray(map_coordinates(clean_hu, index, order=0, mode="constant", cval=0.0), np.float32)
+
+    needles = draw_needles(rng, count, target_mm, skin, hu)
     scan = Scan(
         photons=float(10 ** rng.uniform(5, 6)),
         views=int(VIEWS_PER_PIXEL * max(geometry.shape[:2])),

@@ -12,6 +12,8 @@ from hepalign.cases.phantom.draft import Array, Distance, Draft, Point, Trunk, b
 from hepalign.cases.phantom.lattice import Lattice
 from hepalign.cases.phantom.vessels import Tree, grow
 
+# Fat between liver and wall; with what the sliding wall lies further out, no liver voxel of 3 mm touches it.
+WALL_GAP_MM = 4.0
 LIVER_LOW_MM, LIVER_HIGH_MM = np.array([-115.0, -125.0, -150.0]), np.array([160.0, 135.0, 100.0])
 
 
@@ -54,7 +56,7 @@ def _liver_of_size(lobes: list[tuple[Point, Point, float]], size: float, trunk: 
             solid = shapes.smooth_union(solid, shapes.ellipsoid(points, centre, radii * size), blend_mm)
         solid = shapes.smooth_difference(solid, shapes.ellipsoid(points, *kidney_dent), 10.0)
         solid = shapes.smooth_difference(solid, shapes.ellipsoid(points, *hilum), 14.0)
-        solid = shapes.smooth_intersection(solid, trunk.cavity(points) + 3, 5.0)
+        solid = shapes.smooth_intersection(solid, trunk.cavity(points) + WALL_GAP_MM, 5.0)
         return shapes.smooth_intersection(solid, trunk.diaphragm(points) + 2, 5.0)
 
     return distance

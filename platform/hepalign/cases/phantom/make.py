@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from hepalign.cases.landmarks import Landmarks
 from hepalign.cases.phantom import acquire
+from hepalign.cases.phantom.ablation import draw_ablation
 from hepalign.cases.phantom.anatomy import Anatomy, draw_anatomy
 from hepalign.cases.phantom.case import PhantomCase
 from hepalign.cases.phantom.config import PhantomConfig
-from hepalign.cases.phantom.draft import Organ, blob
+from hepalign.cases.phantom.draft import Organ
 from hepalign.cases.phantom.insertion import insert_probe
 from hepalign.cases.phantom.motion import Motion, draw_motion, rigid_about
 from hepalign.cases.phantom.needles import grid_points
@@ -31,6 +32,8 @@ DEFAULT_SHAPE = (128, 128, 96)
 FIELD_OF_VIEW_MM = 358.4
 SHORT_ICT_MM = 150.0
 LIVER_SAMPLE_MM = 9.0
+# The peritoneum and a little muscle glide with the organs; the ribs, just outside, do not.
+SLIDING_LAYER_MM = 1.5
 # What moves is described this far from the liver; beyond, the border's motion goes on.
 MOVING_HALF_MM = np.array([195.0, 155.0, 175.0])
 
@@ -101,17 +104,16 @@ def draw_motions(rng: np.random.Generator, anatomy: Anatomy, config: PhantomConf
     """By role: pCT is how the anatomy lies; pMR and iCT each breathe, bend and lie differently."""
     points = liver_sample(anatomy)
     centre = points.mean(1).astype(np.float64)
-    motions = {"pct": Motion(_session(rng, config, centre, 0.3))}
+    motions = {"pct": Motion(session(rng, config, centre, 0.3))}
     for role in ("pmr", "ict"):
-        rigid = _session(rng, config, centre, 1.0)
-        if role == "ict" and rng.uniform() < config.on_side_share:
-            turn_deg = rng.choice([-1, 1]) * rng.uniform(*config.on_side_deg)
-            rigid = rigid_about(centre * [0, 0, 1], np.array([0, 0, turn_deg]), np.zeros(3)) @ rigid
+        rigid = session(rng, config, centre, 1.0)
+        if role == "ict":
+            rigid = on_side(rng, config, centre * [0, 0, 1]) @ rigid
         motions[role] = draw_motion(
             rng,
             low_mm=-MOVING_HALF_MM,
             high_mm=MOVING_HALF_MM,
-            cavity=lambda p: anatomy.cavity(anatomy.shape_points(p)),
+            cavity=lambda p: anatomy.cavity(anatomy.shape_points(p)) - SLIDING_LAYER_MM,
             breathing_mm=float(rng.choice([-1, 1]) * rng.uniform(*config.breathing_mm)),
             rigid=rigid,
             residual_mm=float(rng.uniform(*config.rigid_residual_mm)),
@@ -120,7 +122,16 @@ def draw_motions(rng: np.random.Generator, anatomy: Anatomy, config: PhantomConf
     return motions
 
 
-def _session(rng: np.random.Generator, config: PhantomConfig, centre: Point, share: float) -> Point:
+def on_side(rng: np.random.Generator, config: PhantomConfig, axis_mm: Point) -> Point:
+    """4 x 4, of some patients, who were turned on a side about the body's long axis; else the identity."""
+    if rng.uniform() >= config.on_side_share:
+        return np.eye(4)
+    turn_deg = rng.choice([-1, 1]) * rng.uniform(*config.on_side_deg)
+    return rigid_about(axis_mm, np.array([0, 0, turn_deg]), np.zeros(3))
+
+
+def session(rng: np.random.Generator, config: PhantomConfig, centre: Point, share: float) -> Point:
+    """4 x 4: how the patient lies in another session, within a share of the largest angles and shifts."""
     angles = rng.uniform(-1, 1, 3) * config.session_rotation_deg * share
     shift = rng.uniform(-1, 1, 3) * config.session_shift_mm * share
     return rigid_about(centre, angles, shift)
@@ -227,7 +238,8 @@ def _scan_ict(
     config: PhantomConfig,
     volumes: dict[str, Volume],
 ) -> dict[str, object]:
-    extra = _draw_ablation(streams.get("ablation"), anatomy) if scans.ablated else []
+    burnt = (anatomy.tumour_centres[0], anatomy.tumour_radii_mm[0]) if scans.ablated else None
+    extra = draw_ablation(streams.get("ablation"), *burnt) if burnt else []
     painter = _paint(anatomy, points, geometry, [scans.ict], "ict", volumes, extra)
     if extra:
         volumes["ict_ablation"] = Volume(painter.mask(extra[0]), geometry)
@@ -270,22 +282,6 @@ def _paint(
     volumes[f"{role}_liver"] = Volume(liver | (tumours > 0), geometry)
     volumes[f"{role}_tumour"] = Volume(tumours, geometry)
     return painter
-
-
-def _draw_ablation(rng: np.random.Generator, anatomy: Anatomy) -> list[Organ]:
-    """An ablation zone over the first tumour, and gas bubbles in it."""
-    centre, radius = anatomy.tumour_centres[0], anatomy.tumour_radii_mm[0]
-    radii = (radius + rng.uniform(4, 8)) * rng.uniform(0.9, 1.25, 3)
-    zone = [_ellipsoid_organ("ablation", "ablation", centre, radii)]
-    bubbles = [
-        _ellipsoid_organ("bubble", "gas", centre + rng.normal(0, 0.35, 3) * radii, np.full(3, rng.uniform(1.2, 3.2)))
-        for _ in range(int(rng.integers(3, 12)))
-    ]
-    return zone + bubbles
-
-
-def _ellipsoid_organ(name: str, tissue: str, centre: Point, radii: Point) -> Organ:
-    return Organ(name, tissue, blob(centre, radii), centre - radii - 2, centre + radii + 2)
 
 
 def _place_landmarks(

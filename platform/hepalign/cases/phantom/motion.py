@@ -1,8 +1,8 @@
 """How a body lies and breathes in one image: an invertible map between image and anatomy.
 
 `image --rigid--> body frame --smooth--> wall frame --slide (inside the cavity only)--> anatomy`.
-`smooth` and `slide` are flows of velocities, so neither folds; the slide's velocity is tangential at the cavity's
-wall, so the organs glide along it and never through it.
+`smooth` and `slide` are flows of velocities, so neither folds; the slide keeps every point's distance to the cavity's
+wall near it, so the organs glide along it and never through it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ RESIDUAL_TOLERANCE_MM = 0.15
 STIFF_SHARE = 0.4
 # Depth below the wall over which the organs' motion turns tangential.
 GLIDE_DEPTH_MM = 14.0
+# How deep the distance to the wall is kept, fading; what rounding puts through the wall goes back by a hair.
+KEPT_DEPTH_MM, HAIR_MM = 12.0, 0.01
+SLIDE_ROUNDS, SLIDE_TOLERANCE_MM = 48, 5e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,26 +54,75 @@ class Motion:
         moved = apply_linear(self.rigid, points)
         if self.smooth is not None:
             moved += self.smooth.read(moved)
-        if self.slide is not None:
-            inside = self._inside(moved)
-            sliding = moved[:, inside]
-            moved[:, inside] = sliding + self.slide.read(sliding)
+        inside = self._inside(moved)
+        moved[:, inside] = self._slid(moved[:, inside])
         return moved
 
     def from_anatomy(self, points: Array, iterations: int = 5) -> Array:
         """The inverse of `to_anatomy`; five iterations leave about 0.01 mm."""
         moved = points.copy()
-        if self.slide is not None and self.slide_back is not None:
-            inside = self._inside(points)
-            moved[:, inside] = solve_shift(self.slide, points[:, inside], self.slide_back, iterations)
+        inside = self._inside(points)
+        moved[:, inside] = self._unslid(points[:, inside])
         if self.smooth is not None and self.smooth_back is not None:
             moved = solve_shift(self.smooth, moved, self.smooth_back, iterations)
         return apply_linear(np.linalg.inv(self.rigid).astype(np.float64), moved)
 
     def _inside(self, points: Array) -> NDArray[np.bool_]:
         if self.cavity is None:
-            return np.ones(points.shape[1:], bool)
+            return np.full(points.shape[1:], self.slide is not None)
         return np.asarray(self.cavity.read(points)[0] < 0)
+
+    def _slid(self, points: Array) -> Array:
+        """Where points (3, N) slide to; near the wall they keep their distance to it, so that none passes it."""
+        if self.slide is None:
+            return points
+        moved = points + self.slide.read(points)
+        if self.cavity is None:
+            return moved
+        depth = self.cavity.read(points)[0]
+        near = np.flatnonzero(np.abs(depth) < KEPT_DEPTH_MM)
+        end, depth = moved[:, near], depth[near]
+        share = 1 - np.abs(depth) / np.float32(KEPT_DEPTH_MM)
+        end += share * share * (3 - 2 * share) * (_onto_level(self.cavity, end, depth, 2) - end)
+        moved[:, near] = _on_its_side(self.cavity, end, depth)
+        return moved
+
+    def _unslid(self, targets: Array) -> Array:
+        """Where points (3, N) slid from, by a fixed-point iteration that goes on, more slowly, where it must."""
+        if self.slide_back is None:
+            return targets
+        points = targets + self.slide_back.read(targets)
+        open_ = np.arange(points.shape[1])
+        for number in range(SLIDE_ROUNDS):
+            gap = self._slid(points[:, open_]) - targets[:, open_]
+            points[:, open_] -= gap if number < SLIDE_ROUNDS // 4 else gap / 2
+            open_ = open_[np.abs(gap).max(axis=0) > SLIDE_TOLERANCE_MM]
+            if not open_.size:
+                break
+        return points if self.cavity is None else _on_its_side(self.cavity, points, np.full(points.shape[1], -1))
+
+
+def _onto_level(distance: Lattice, points: Array, level_mm: Array | np.float32, iterations: int) -> Array:
+    """Points (3, N) moved to where the distance is `level_mm`, along its gradient (Newton)."""
+    step = np.float32(1.0)
+    for _ in range(iterations):
+        gradient = np.empty_like(points)
+        for axis in range(3):
+            ahead, behind = points.copy(), points.copy()
+            ahead[axis] += step
+            behind[axis] -= step
+            gradient[axis] = (distance.read(ahead)[0] - distance.read(behind)[0]) / (2 * step)
+        squared = np.maximum((gradient**2).sum(0), np.float32(0.05))
+        points = points - gradient * ((distance.read(points)[0] - level_mm) / squared)
+    return points
+
+
+def _on_its_side(distance: Lattice, points: Array, depth: Array) -> Array:
+    """Points (3, N) that ended on the wall's other side than `depth` says, put back by a hair's breadth."""
+    astray = np.flatnonzero((distance.read(points)[0] < 0) != (depth < 0))
+    level_mm = np.where(depth[astray] < 0, np.float32(-HAIR_MM), np.float32(HAIR_MM))
+    points[:, astray] = _onto_level(distance, points[:, astray], level_mm, 6)
+    return points
 
 
 def apply_linear(matrix: NDArray[np.float64], points: Array) -> Array:
@@ -127,7 +179,7 @@ def draw_motion(
     wall = Lattice(cavity(nodes)[None], low_mm, SLIDE_STEP_MM)
     velocity = _breathing(rng, nodes, wall.values[0], breathing_mm, sliding)
     slide = flow(Lattice(velocity, low_mm, SLIDE_STEP_MM))
-    slide_back = flow(Lattice(-velocity, low_mm, SLIDE_STEP_MM))
+    slide_back = inverse(slide)
     coarse = Lattice.nodes(low_mm, high_mm, SMOOTH_STEP_MM)
     residual = _residual(rng, coarse.shape[1:]) * _softness(wall.read(coarse)[0])
 

@@ -16,6 +16,10 @@ Array = NDArray[np.float32]
 Point = NDArray[np.float64]
 Distance = Callable[[Array], Array]
 
+# A trajectory is planned: between the ribs, below the lung, past the gut.
+PLANS = 100
+CLEARANCE_MM, COURSE_STEP_MM = 3.0, 2.0
+BONE_HU, GAS_HU, GAS_AT_TARGET_MM = 300.0, -400.0, 30.0
 SUBSAMPLES = 3
 OUTSIDE_SKIN_MM = 60.0
 # Beyond a needle's tip, along its axis, iCTs of ablations show this.
@@ -42,19 +46,34 @@ class Needle:
         return direction
 
 
-def draw_needles(rng: np.random.Generator, count: int, target: Point, body: Distance) -> list[Needle]:
-    """Needles that enter from the front or the patient's right and end in or just past the target.
+def draw_needles(rng: np.random.Generator, count: int, target: Point, body: Distance, hu: Distance) -> list[Needle]:
+    """Needles that enter from the front or the patient's right, end in or just past the target and spare bone and lung.
 
     Args:
-        rng: draws courses.
+        rng: draws courses; of `PLANS` the first that meets nothing is taken, else the one that meets least.
         count: how many.
         target: tumour centre, world mm of the image.
         body: signed distance of the skin at image points (3, N).
+        hu: the clean scan's HU at image points (3, N).
     """
+    best: list[Needle] = []
+    least_mm = np.inf
+    for _ in range(PLANS):
+        plan = _draw_plan(rng, count, target, body)
+        met_mm = sum(_obstructed_mm(needle, target, body, hu) for needle in plan)
+        if met_mm < least_mm:
+            best, least_mm = plan, met_mm
+        if not met_mm:
+            break
+    return best
+
+
+def _draw_plan(rng: np.random.Generator, count: int, target: Point, body: Distance) -> list[Needle]:
     azimuth = rng.uniform(-25, 100)
-    elevation = rng.choice([0.0, rng.uniform(-25, 15)])
+    elevation = rng.choice([0.0, rng.uniform(-30, 20)])
     needles = []
-    across = rng.standard_normal(3)
+    # Side by side rather than above each other: one gap between two ribs lets them all through.
+    across = rng.standard_normal(3) * (1, 1, 0.4)
     for number in range(count):
         heading = _heading(azimuth + rng.uniform(-4, 4), elevation + rng.uniform(-3, 3))
         offset = np.zeros(3)
@@ -66,6 +85,22 @@ def draw_needles(rng: np.random.Generator, count: int, target: Point, body: Dist
             Needle(tip, tip + heading * (_depth(tip, heading, body) + OUTSIDE_SKIN_MM), rng.uniform(0.75, 1.2))
         )
     return needles
+
+
+def _obstructed_mm(needle: Needle, target: Point, body: Distance, hu: Distance) -> float:
+    """Millimetres of bone, and of lung or gut's gas, within a needle's clearance on its way through the body."""
+    length = float(np.linalg.norm(needle.tail - needle.tip))
+    sides = np.linalg.svd(needle.heading[None])[2][1:] * CLEARANCE_MM
+    starts = needle.tip + np.array([np.zeros(3), sides[0], -sides[0], sides[1], -sides[1]])
+    along = np.arange(0.0, length, COURSE_STEP_MM)
+    course = starts[:, None] - along[None, :, None] * needle.heading
+    points = np.ascontiguousarray(course.reshape(-1, 3).T, dtype=np.float32)
+    values = hu(points)
+    inside = body(points) < -CLEARANCE_MM
+    # The ablation's own bubbles about the target are no obstacle.
+    far = np.linalg.norm(points - target.astype(np.float32)[:, None], axis=0) > GAS_AT_TARGET_MM
+    met = inside & ((values > BONE_HU) | ((values < GAS_HU) & far))
+    return float(met.reshape(len(starts), -1).any(axis=0).sum() * COURSE_STEP_MM)
 
 
 def _heading(azimuth_deg: float, elevation_deg: float) -> Point:

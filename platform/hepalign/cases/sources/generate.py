@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from hepalign.cases.case import Split
 from hepalign.cases.phantom import PhantomCase, make_case
@@ -19,13 +20,20 @@ from hepalign.image.volume import Volume
 Progress = Callable[[int, int], None]
 
 
+class Make(Protocol):
+    """Makes the case of a seed; can be pickled."""
+
+    def __call__(self, *, seed: int) -> PhantomCase:
+        """The case; the same seed gives the same bits."""
+
+
 def phantom_cohort(
     out: Path | str,
     *,
     cases: int,
     seed: int,
     shape: tuple[int, int, int],
-    spacing_mm: float,
+    spacing_mm: float | None,
     randomised: bool = False,
     split: Split | None = None,
     workers: int = 1,
@@ -38,16 +46,15 @@ def phantom_cohort(
         cases: how many patients (one case each).
         seed: the first case's seed.
         shape: voxels of the CT grid.
-        spacing_mm: isotropic spacing of the CT grid.
+        spacing_mm: isotropic spacing of the CT grid; None scales it to the phantom's field of view.
         randomised: random intensities per organ, for contrast-invariant training.
         split: where these patients go; None draws the paper's shares.
         workers: processes that generate side by side.
         progress: called after each case.
     """
-    writer = CohortWriter(out)
     make = partial(make_case, shape=shape, spacing_mm=spacing_mm, randomised=randomised)
-    ids = {f"phantom-{seed + n:05d}": partial(make, seed + n) for n in range(cases)}
-    _write(writer, ids, workers, progress, split=split)
+    seeds = {f"phantom-{seed + n:05d}": seed + n for n in range(cases)}
+    _write(CohortWriter(out), make, seeds, workers, progress, split=split)
 
 
 def simulated_cohort(
@@ -59,30 +66,41 @@ def simulated_cohort(
     cases: int,
     seed: int,
     shape: tuple[int, int, int],
-    spacing_mm: float,
+    spacing_mm: float | None,
+    tumour: Volume | None = None,
     phase: bool = False,
+    sliding: bool = False,
     split: Split | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Write `cases` pCT/iCT pairs simulated from one real CT; all belong to one patient, `name`."""
-    writer = CohortWriter(out)
-    make = partial(simulate_pair, ct, liver, phase=phase, shape=shape, spacing_mm=spacing_mm)
-    ids = {f"{name}-{seed + n:05d}": partial(make, seed=seed + n) for n in range(cases)}
-    _write(writer, ids, workers, progress, patient=name, split=split)
+    """Write `cases` pCT/iCT pairs simulated from one real CT; all belong to one patient.
+
+    Args:
+        out, cases, seed, shape, split, workers, progress: as `phantom_cohort`.
+        ct, liver, tumour, spacing_mm, phase, sliding: as `simulate_pair`.
+        name: the patient's pseudonym; every CT needs another, or its pairs count as those that are there.
+    """
+    make = partial(
+        simulate_pair, ct, liver, phase=phase, tumour=tumour, shape=shape, spacing_mm=spacing_mm, sliding=sliding
+    )
+    kind = "-phase" * phase + "-sliding" * sliding
+    seeds = {f"{name}{kind}-{seed + n:05d}": seed + n for n in range(cases)}
+    _write(CohortWriter(out), make, seeds, workers, progress, patient=name, split=split)
 
 
 def _write(
     writer: CohortWriter,
-    makers: dict[str, partial[PhantomCase]],
+    make: Make,
+    seeds: dict[str, int],
     workers: int,
     progress: Progress | None,
     patient: str | None = None,
     split: Split | None = None,
 ) -> None:
-    missing = {id_: make for id_, make in makers.items() if not writer.has(id_)}
-    done = len(makers) - len(missing)
-    with _results(missing, workers) as results:
+    missing = {id_: seed for id_, seed in seeds.items() if not writer.has(id_)}
+    done = len(seeds) - len(missing)
+    with _results(make, missing, workers) as results:
         for id_, made in results:
             writer.add(
                 id_,
@@ -95,22 +113,35 @@ def _write(
             )
             done += 1
             if progress is not None:
-                progress(done, len(makers))
+                progress(done, len(seeds))
     writer.finish(seed=0)
 
 
 @contextmanager
-def _results(makers: dict[str, partial[PhantomCase]], workers: int) -> Iterator[Iterator[tuple[str, PhantomCase]]]:
-    if workers <= 1 or len(makers) <= 1:
-        yield ((id_, make()) for id_, make in makers.items())
+def _results(make: Make, seeds: dict[str, int], workers: int) -> Iterator[Iterator[tuple[str, PhantomCase]]]:
+    if workers <= 1 or len(seeds) <= 1:
+        yield ((id_, make(seed=seed)) for id_, seed in seeds.items())
         return
     # spawn: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(makers)), mp_context=context) as pool:
-        yield _as_made(pool, makers)
+    with ProcessPoolExecutor(min(workers, len(seeds)), context, initializer=_keep, initargs=(make,)) as pool:
+        yield _as_made(pool, seeds)
 
 
-def _as_made(pool: ProcessPoolExecutor, makers: dict[str, partial[PhantomCase]]) -> Iterator[tuple[str, PhantomCase]]:
-    waiting = {pool.submit(make): id_ for id_, make in makers.items()}
+def _as_made(pool: ProcessPoolExecutor, seeds: dict[str, int]) -> Iterator[tuple[str, PhantomCase]]:
+    waiting = {pool.submit(_make_one, seed): id_ for id_, seed in seeds.items()}
     for future in as_completed(waiting):
-        yield waiting[future], future.result()
+        # popped: a future that is kept keeps its volumes
+        yield waiting.pop(future), future.result()
+
+
+_kept: list[Make] = []
+
+
+def _keep(make: Make) -> None:
+    """In a worker, once: a real CT is sent to it and prepared a single time."""
+    _kept.append(make)
+
+
+def _make_one(seed: int) -> PhantomCase:
+    return _kept[0](seed=seed)

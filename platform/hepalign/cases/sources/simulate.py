@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from hepalign.cases.landmarks import Landmarks
-from hepalign.cases.phantom.acquire import add_table, ct_noise, store_hu
+from hepalign.cases.phantom.ablation import burn, draw_ablation
+from hepalign.cases.phantom.acquire import AIR_HU, add_table, ct_noise, store_hu
 from hepalign.cases.phantom.case import PhantomCase
 from hepalign.cases.phantom.config import PhantomConfig
 from hepalign.cases.phantom.insertion import insert_probe
 from hepalign.cases.phantom.lattice import Lattice, smooth_noise
-from hepalign.cases.phantom.motion import Motion, apply_linear, draw_motion, rigid_about
-from hepalign.cases.phantom.needles import grid_points
+from hepalign.cases.phantom.make import FIELD_OF_VIEW_MM, Streams, on_side, session
+from hepalign.cases.phantom.motion import Motion, apply_linear, draw_motion
+from hepalign.cases.phantom.needles import GAS_HU, grid_points
+from hepalign.cases.sources.patient import Patient, find_body, prepare
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
-from hepalign.image.intensity import body_mask
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField
@@ -27,25 +26,13 @@ from hepalign.transform.displacement import DisplacementField
 Array = NDArray[np.float32]
 Point = NDArray[np.float64]
 
-AIR_HU = -1000.0
 MARGIN_MM = 40.0
-WORKING_SHARE = 0.6
-SKIN_MARGIN_MM = 4.0
-DISTANCE_STEP_MM = 5.0
+# A patient wider than the phantom's field of view has this much air around.
+AROUND_BODY_MM = 30.0
+# Where breathing does not slide, it fades out towards the skin.
+SKIN_DEPTH_MM = 12.0
 LANDMARKS, LANDMARKS_APART_MM = 40, 12.0
-# The guided filter smooths what varies less than this: noise, not organs' borders.
-EDGE_HU = 35.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Patient:
-    """A real CT ready to be re-imaged: denoised, in a frame whose origin is the liver's middle."""
-
-    ct: Volume
-    liver: Volume
-    tumour: Volume | None
-    body: Lattice
-    centre: Point
+FEWEST_POINTS = 100
 
 
 def simulate_pair(
@@ -56,7 +43,8 @@ def simulate_pair(
     *,
     tumour: Volume | None = None,
     shape: tuple[int, int, int] = (128, 128, 96),
-    spacing_mm: float = 2.8,
+    spacing_mm: float | None = None,
+    sliding: bool = False,
     config: PhantomConfig | None = None,
 ) -> PhantomCase:
     """Makes a pCT/iCT pair of a real CT by the phantom's motion and probes.
@@ -69,25 +57,30 @@ def simulate_pair(
         phase: the iCT in another contrast phase, by a smooth remap of soft tissue.
         tumour: mask of the tumours; the probe aims at the largest, else at a place inside the liver.
         shape: voxels of both images.
-        spacing_mm: isotropic.
+        spacing_mm: isotropic; by default the first axis spans 358 mm, or the body where that is wider.
+        sliding: the organs glide along the wall; otherwise breathing fades out smoothly towards it, and nothing folds.
         config: ranges of motion and probes; the hard mode by default.
 
     Raises:
-        BadInputError: `no_body` when the CT shows no patient, `empty_liver` when the mask is empty.
+        BadInputError: as `patient.prepare`.
     """
     config = config or PhantomConfig()
-    patient = _prepare(ct, liver, tumour, spacing_mm)
-    half = (np.array(shape) - 1) / 2 * spacing_mm
-    geometry = Geometry.from_spacing(shape, spacing_mm, origin_mm=_middle_mm(patient) - half)
-    rng = np.random.default_rng([seed, *b"simulate"])
+    body = find_body(ct)
+    spacing = spacing_mm or max(FIELD_OF_VIEW_MM, body.width_mm + AROUND_BODY_MM) / shape[0]
+    patient = prepare(ct, liver, tumour, spacing)
+    half = (np.array(shape) - 1) / 2 * spacing
+    # Across, the body is in the middle; along it, the liver.
+    middle = np.array([*body.middle[:2], patient.centre[2]])
+    geometry = Geometry.from_spacing(shape, spacing, origin_mm=middle - half)
+    streams = Streams(seed)
     inner = _liver_points(patient)
-    motions = _draw_motions(rng, patient, inner, config)
+    motions = _draw_motions(streams, patient, body.middle, inner, config, sliding)
     points = {role: motion.to_anatomy(grid_points(geometry)) for role, motion in motions.items()}
     volumes: dict[str, Volume] = {}
     for role in motions:
         _labels(patient, points[role], role, geometry, liver is not None, volumes)
-    _scan_pct(seed, patient, points["pct"], config, geometry, volumes)
-    probe = _scan_ict(seed, patient, motions["ict"], points["ict"], inner, phase, config, geometry, volumes)
+    _scan_pct(streams, patient, points["pct"], config, geometry, volumes)
+    scan = _scan_ict(streams, patient, motions["ict"], points["ict"], inner, phase, config, geometry, volumes)
     moved = motions["pct"].from_anatomy(points["ict"]) - grid_points(geometry)
     vectors = np.ascontiguousarray(np.moveaxis(moved, 0, -1), dtype=np.float32)
     linear = np.linalg.inv(motions["pct"].rigid) @ motions["ict"].rigid
@@ -95,14 +88,19 @@ def simulate_pair(
         volumes,
         {"truth_field_ict_from_pct": DisplacementField(vectors, geometry, linear)},
         _landmarks(patient, motions, geometry),
-        {"generator": "simulate", "seed": seed, "other_phase": phase, **probe},
+        {"generator": "simulate", "seed": seed, "other_phase": phase, "sliding": sliding, **scan},
     )
 
 
 def _scan_pct(
-    seed: int, patient: _Patient, points: Array, config: PhantomConfig, geometry: Geometry, volumes: dict[str, Volume]
+    streams: Streams,
+    patient: Patient,
+    points: Array,
+    config: PhantomConfig,
+    geometry: Geometry,
+    volumes: dict[str, Volume],
 ) -> None:
-    rng = np.random.default_rng([seed, *b"pct"])
+    rng = streams.get("pct")
     clean = _sample(patient.ct, points, patient.centre, AIR_HU)
     clean = add_table(clean, patient.body.read(points)[0] < 0, geometry)
     noise = ct_noise(rng, geometry.shape, float(rng.uniform(*config.ct_noise_hu)), geometry.spacing_mm[0])
@@ -110,8 +108,8 @@ def _scan_pct(
 
 
 def _scan_ict(
-    seed: int,
-    patient: _Patient,
+    streams: Streams,
+    patient: Patient,
     motion: Motion,
     points: Array,
     inner: Array,
@@ -120,12 +118,13 @@ def _scan_ict(
     geometry: Geometry,
     volumes: dict[str, Volume],
 ) -> dict[str, object]:
-    rng = np.random.default_rng([seed, *b"ict"])
+    rng = streams.get("ict")
     clean = _sample(patient.ct, points, patient.centre, AIR_HU)
     if phase:
         clean = _other_phase(rng, clean, geometry.spacing_mm[0])
-    aim = _target(rng, patient, inner).astype(np.float32)[:, None]
-    target = motion.from_anatomy(aim, iterations=30)[:, 0].astype(np.float64)
+    aim = _target(rng, patient, inner)
+    clean, ablated = _ablate(streams.get("ablation"), clean, points, aim, patient, config, geometry, volumes)
+    target = motion.from_anatomy(aim.astype(np.float32)[:, None], iterations=30)[:, 0].astype(np.float64)
     body = np.asarray(patient.body.read(points)[0] < 0)
     clean = add_table(clean, body, geometry)
     noise = ct_noise(rng, geometry.shape, float(rng.uniform(*config.ct_noise_hu)), geometry.spacing_mm[0])
@@ -137,101 +136,61 @@ def _scan_ict(
     volumes["ict"] = Volume(store_hu(clean + noise + probe.difference), geometry)
     volumes["ict_clean"] = Volume(store_hu(clean), geometry)
     volumes["ict_probe_mask"] = Volume(probe.mask, geometry)
-    return probe.attributes
+    return {**probe.attributes, "ablation": ablated}
 
 
-def denoise(hu: Array) -> Array:
-    """A guided filter with the image as its own guide (He et al. 2013): noise goes, borders stay."""
-    image = np.clip(hu, -1024, 2000).astype(np.float32)
-    for radius in (2, 1):
-        size = 2 * radius + 1
-        mean = ndimage.uniform_filter(image, size)
-        variance = np.maximum(ndimage.uniform_filter(image * image, size) - mean * mean, 0)
-        slope = variance / (variance + np.float32(EDGE_HU**2))
-        offset = mean * (1 - slope)
-        image = ndimage.uniform_filter(slope, size) * image + ndimage.uniform_filter(offset, size)
-    return np.asarray(image, np.float32)
+def _ablate(
+    rng: np.random.Generator,
+    clean: Array,
+    points: Array,
+    aim: Point,
+    patient: Patient,
+    config: PhantomConfig,
+    geometry: Geometry,
+    volumes: dict[str, Volume],
+) -> tuple[Array, bool]:
+    """In some iCTs a zone is burnt where the probe aims."""
+    if rng.uniform() >= config.ablation_share:
+        return clean, False
+    zone = draw_ablation(rng, aim, float(rng.uniform(*config.tumour_radius_mm)))
+    liver = _warped_mask(patient.liver, patient, points) & (clean > GAS_HU)
+    burnt, inside = burn(rng, clean, points, liver, zone, geometry.spacing_mm[0])
+    volumes["ict_ablation"] = Volume(inside, geometry)
+    return burnt, True
 
 
-@lru_cache(maxsize=1)  # a cohort is many pairs of one CT
-def _prepare(ct: Volume, liver: Volume | None, tumour: Volume | None, spacing_mm: float) -> _Patient:
-    # A grid somewhat finer than the images to come: detail beyond theirs would only cost time.
-    fine = float(np.clip(np.median(ct.geometry.spacing_mm), WORKING_SHARE * spacing_mm, spacing_mm))
-    low, high = ct.geometry.corners_mm().min(0), ct.geometry.corners_mm().max(0)
-    shape = tuple(int(n) for n in np.maximum(np.round((high - low) / fine) + 1, 2))
-    grid = Geometry.from_spacing((shape[0], shape[1], shape[2]), fine, origin_mm=low)
-    smooth = resample(ct.with_data(denoise(ct.as_float())), grid, fill=AIR_HU)
-    body = body_mask(smooth).as_mask()
-    if not body.any():
-        raise BadInputError("the CT shows no patient: no body denser than air was found", code="no_body")
-    # The couch stays behind: it must not bend with the patient.
-    near = ndimage.binary_dilation(body, iterations=max(1, round(SKIN_MARGIN_MM / fine)))
-    smooth = smooth.with_data(np.where(near, smooth.as_float(), np.float32(AIR_HU)))
-    centre = _centre(body, liver, grid)
-    return _Patient(smooth, liver or _stand_in_liver(body, grid), tumour, _body_distance(body, grid, centre), centre)
-
-
-def _centre(body: NDArray[np.bool_], liver: Volume | None, grid: Geometry) -> Point:
-    if liver is None:
-        return grid.index_to_world(np.argwhere(body[::2, ::2, ::2]).mean(0) * 2)
-    if not liver.as_mask().any():
-        raise BadInputError("the liver mask is empty; leave it out or send the mask of this CT", code="empty_liver")
-    return liver.geometry.index_to_world(np.argwhere(liver.as_mask()).mean(0))
-
-
-def _stand_in_liver(body: NDArray[np.bool_], grid: Geometry) -> Volume:
-    points = grid.grid_mm()
-    inside = points[body]
-    middle, half = inside.mean(0), np.ptp(inside, axis=0) / 2
-    distance = (((points - middle - [0.4 * half[0], 0, 0]) / (half * [0.45, 0.6, 0.45])) ** 2).sum(-1)
-    return Volume((distance < 1) & body, grid)
-
-
-def _body_distance(body: NDArray[np.bool_], grid: Geometry, centre: Point) -> Lattice:
-    """Signed distance of the skin, in the liver's frame; the body goes on above and below the scan."""
-    step = max(1, round(DISTANCE_STEP_MM / grid.spacing_mm[0]))
-    coarse = np.pad(body[::step, ::step, ::step], ((0, 0), (0, 0), (12, 12)), mode="edge")
-    spacing = step * grid.spacing_mm[0]
-    inside, outside = (ndimage.distance_transform_edt(m, sampling=spacing) for m in (coarse, ~coarse))
-    origin = np.array(grid.origin_mm) - centre - np.array([0, 0, 12 * spacing])
-    return Lattice((outside - inside).astype(np.float32)[None], origin, spacing)
-
-
-def _middle_mm(patient: _Patient) -> Point:
-    """Where the images are centred: the body across, the liver along."""
-    geometry = patient.ct.geometry
-    return np.array([*geometry.centre_mm[:2], patient.centre[2]])
-
-
-def _liver_points(patient: _Patient) -> Array:
+def _liver_points(patient: Patient) -> Array:
     """Points spread over the liver, in its frame, (3, N)."""
-    geometry = patient.liver.geometry
-    stride = [max(1, round(8.0 / s)) for s in geometry.spacing_mm]
-    indices = np.argwhere(patient.liver.as_mask()[:: stride[0], :: stride[1], :: stride[2]]) * stride
-    return np.ascontiguousarray((geometry.index_to_world(indices) - patient.centre).T, dtype=np.float32)
+    geometry, liver = patient.liver.geometry, patient.liver.as_mask()
+    for apart_mm in (8.0, 4.0, 0.0):
+        stride = [max(1, round(apart_mm / s)) for s in geometry.spacing_mm]
+        indices = np.argwhere(liver[:: stride[0], :: stride[1], :: stride[2]]) * stride
+        if len(indices) >= FEWEST_POINTS:
+            return np.ascontiguousarray((geometry.index_to_world(indices) - patient.centre).T, dtype=np.float32)
+    message = f"the liver mask: {len(indices)} voxels are no liver; draw it whole or leave it out"
+    raise BadInputError(message, code="empty_label")
 
 
 def _draw_motions(
-    rng: np.random.Generator, patient: _Patient, inner: Array, config: PhantomConfig
+    streams: Streams, patient: Patient, middle: Point, inner: Array, config: PhantomConfig, sliding: bool
 ) -> dict[str, Motion]:
+    rng = streams.get("simulate")
     to_frame = np.eye(4)
     to_frame[:3, 3] = -patient.centre
     corners = patient.ct.geometry.corners_mm() - patient.centre
-    rigid = {}
-    for role, share in (("pct", 0.3), ("ict", 1.0)):
-        angles = rng.uniform(-1, 1, 3) * config.session_rotation_deg * share
-        shift = rng.uniform(-1, 1, 3) * config.session_shift_mm * share
-        rigid[role] = rigid_about(np.zeros(3), angles, shift) @ to_frame
+    rigid = {role: session(rng, config, np.zeros(3), share) @ to_frame for role, share in (("pct", 0.3), ("ict", 1.0))}
+    axis = (middle - patient.centre) * [1, 1, 0]
+    rigid["ict"] = on_side(streams.get("pose"), config, axis) @ rigid["ict"]
     ict = draw_motion(
         rng,
         low_mm=corners.min(0) - MARGIN_MM,
         high_mm=corners.max(0) + MARGIN_MM,
-        cavity=lambda p: patient.body.read(p)[0] + 12,
+        cavity=lambda p: patient.cavity.read(p)[0] if sliding else patient.body.read(p)[0] + SKIN_DEPTH_MM,
         breathing_mm=float(rng.choice([-1, 1]) * rng.uniform(*config.breathing_mm)),
         rigid=rigid["ict"],
         residual_mm=float(rng.uniform(*config.rigid_residual_mm)),
         liver_points=inner,
-        sliding=False,
+        sliding=sliding,
     )
     return {"pct": Motion(rigid["pct"]), "ict": ict}
 
@@ -252,7 +211,7 @@ def _shift(by_mm: Point) -> Point:
 
 
 def _labels(
-    patient: _Patient, points: Array, role: str, geometry: Geometry, has_liver: bool, volumes: dict[str, Volume]
+    patient: Patient, points: Array, role: str, geometry: Geometry, has_liver: bool, volumes: dict[str, Volume]
 ) -> None:
     if has_liver:
         volumes[f"{role}_liver"] = Volume(_warped_mask(patient.liver, patient, points), geometry)
@@ -265,7 +224,7 @@ def _labels(
         volumes[f"{role}_tumour"] = Volume(labels, geometry)
 
 
-def _warped_mask(mask: Volume, patient: _Patient, points: Array) -> NDArray[np.bool_]:
+def _warped_mask(mask: Volume, patient: Patient, points: Array) -> NDArray[np.bool_]:
     return np.asarray(_sample(mask.with_data(mask.as_mask()), points, patient.centre, 0.0) > 0.5)
 
 
@@ -281,21 +240,23 @@ def _other_phase(rng: np.random.Generator, hu: Array, spacing_mm: float) -> Arra
     return np.asarray(hu + weight * (factor - 1) * (hu - 45), np.float32)
 
 
-def _target(rng: np.random.Generator, patient: _Patient, inner: Array) -> Point:
+def _target(rng: np.random.Generator, patient: Patient, inner: Array) -> Point:
     """The largest tumour's middle, else a place well inside the liver."""
     if patient.tumour is not None and np.asarray(patient.tumour.data).any():
         labels = np.asarray(patient.tumour.data).astype(np.int64)
         largest = np.bincount(labels[labels > 0]).argmax()
         middle = np.argwhere(labels == largest).mean(0)
         return np.asarray(patient.tumour.geometry.index_to_world(middle) - patient.centre)
-    inside = ndimage.distance_transform_edt(patient.liver.as_mask(), sampling=patient.liver.geometry.spacing_mm)
+    liver = patient.liver.as_mask()
+    box = ndimage.find_objects(liver.astype(np.uint8))[0]
+    inside = ndimage.distance_transform_edt(liver[box], sampling=patient.liver.geometry.spacing_mm)
     index = np.rint(patient.liver.geometry.world_to_index(inner.T + patient.centre)).astype(int)
-    depth = inside[tuple(index.T)]
+    depth = inside[tuple((index - [part.start for part in box]).T)]
     deep = np.flatnonzero(depth >= min(15.0, 0.8 * depth.max()))
     return np.asarray(inner[:, int(rng.choice(deep))], np.float64)
 
 
-def _landmarks(patient: _Patient, motions: dict[str, Motion], geometry: Geometry) -> dict[str, Landmarks]:
+def _landmarks(patient: Patient, motions: dict[str, Motion], geometry: Geometry) -> dict[str, Landmarks]:
     """Places in the liver where the CT changes most (vessels, borders), kept apart, found in both images."""
     grid = patient.ct.geometry
     gradient = ndimage.gaussian_gradient_magnitude(np.clip(patient.ct.as_float(), -50, 250), 1.5)
