@@ -24,7 +24,9 @@ def motions() -> list[Motion]:
 
 @pytest.fixture(scope="module")
 def points() -> NDArray[np.float32]:
-    return np.random.default_rng(0).uniform(-150, 150, (3, 60_000)).astype(np.float32) * np.float32([[1], [0.8], [0.8]])
+    half_mm = np.array([[150], [120], [120]], np.float32)
+    drawn: NDArray[np.float32] = np.random.default_rng(0).uniform(-1, 1, (3, 60_000)).astype(np.float32) * half_mm
+    return drawn
 
 
 def test_every_point_comes_back(motions: list[Motion], points: NDArray[np.float32]) -> None:

@@ -25,6 +25,8 @@ SHAPE = (128, 128, 96)
 SPACING_MM = 2.8
 CLOSES_MM = 0.1
 GRID = Geometry.from_spacing(SHAPE, SPACING_MM, origin_mm=tuple(-(n - 1) / 2 * SPACING_MM for n in SHAPE))
+Masks = dict[str, NDArray[np.bool_]]
+Truth = tuple[Masks, Masks, dict[tuple[str, str], DisplacementField]]
 PAIRS = (("ict", "pct"), ("pct", "pmr"), ("ict", "pmr"))
 
 
@@ -54,7 +56,7 @@ def test_the_best_rigid_map_leaves_five_to_eight_millimetres_on_24_persons() -> 
 
 
 @pytest.fixture(scope="module", params=[3101, 3102, 3103])
-def truth(request: pytest.FixtureRequest) -> tuple[dict[str, NDArray[np.bool_]], dict[str, NDArray[np.bool_]], dict]:
+def truth(request: pytest.FixtureRequest) -> Truth:
     """By role where the liver lies and what is within two voxels of the sliding wall; the fields by pair."""
     anatomy, motions = _person(request.param)
     points = {role: motion.to_anatomy(grid_points(GRID)) for role, motion in motions.items()}
@@ -73,7 +75,7 @@ def truth(request: pytest.FixtureRequest) -> tuple[dict[str, NDArray[np.bool_]],
     return livers, walls, fields
 
 
-def test_no_liver_folds_and_nothing_far_from_the_wall(truth: tuple) -> None:
+def test_no_liver_folds_and_nothing_far_from_the_wall(truth: Truth) -> None:
     livers, walls, fields = truth
     for (fixed, _), field in fields.items():
         folds = fold_mask(field)
@@ -81,7 +83,7 @@ def test_no_liver_folds_and_nothing_far_from_the_wall(truth: tuple) -> None:
         assert not (folds & ~walls[fixed]).any()
 
 
-def test_inverse_fields_close_within_a_tenth_of_a_millimetre(truth: tuple) -> None:
+def test_inverse_fields_close_within_a_tenth_of_a_millimetre(truth: Truth) -> None:
     livers, walls, fields = truth
     for (fixed, moving), field in fields.items():
         back = invert(field)
