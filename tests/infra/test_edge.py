@@ -99,7 +99,7 @@ def test_fault_54_body_is_bounded(call: Call) -> None:
 def test_fault_64_an_ingress_that_dies_in_a_request(served: Served, call: Call) -> None:
     """The caller gets a problem document, comes back with the same key, and finds its job."""
     case = served.newly_planned_case()
-    headers = {"Authorization": f"Bearer {served.token}", "Idempotency-Key": f"edge-{case}", "Prefer": "wait=60"}
+    headers = {"Authorization": f"Bearer {served.token}", "Idempotency-Key": f"edge-{case}", "Prefer": "wait=20"}
 
     def guide() -> httpx2.Response:
         return call("POST", f"/v1/cases/{case}/guide", json={"engine": "fast"}, headers=headers)
@@ -112,11 +112,14 @@ def test_fault_64_an_ingress_that_dies_in_a_request(served: Served, call: Call) 
             os.kill(pid, signal.SIGKILL)
         problem(waiting(), 503, "replica_lost")
     for _ in range(60):
-        answer = guide()
+        try:
+            answer = guide()
+        except httpx2.TimeoutException:
+            continue  # while another ingress starts
         if answer.status_code == 200:
             break
-        assert answer.status_code in (409, 503)
-        time.sleep(int(answer.headers["retry-after"]))
+        assert answer.status_code in (202, 409, 503)
+        time.sleep(1)
     assert answer.json()["attempt"] == 1
 
 
