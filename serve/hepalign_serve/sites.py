@@ -75,7 +75,7 @@ class Gate:
         self._records = records
         self._oidc = oidc
         self._public_key = oidc.public_key_file.read_bytes() if oidc and oidc.public_key_file else None
-        # The client keeps the keys it has seen; a key id that it does not know makes it ask again, twice a minute at most.
+        # It keeps the keys it has seen; an unknown key id makes it ask again, twice a minute at most.
         self._published = jwt.PyJWKClient(oidc.jwks_url, timeout=5) if oidc and oidc.jwks_url else None
 
     def site(self, authorization: str | None) -> str:
