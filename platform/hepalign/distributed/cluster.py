@@ -21,8 +21,8 @@ QUIET = ray.LoggingConfig(log_level="ERROR")
 
 
 @contextmanager
-def ray_session(num_cpus: int | None = None) -> Iterator[bool]:
-    """Ray, for the length of a block; whether the cluster is a shared one, which outlives this process.
+def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+    """Ray, for the length of a block.
 
     A session that is already open is used and left open. Otherwise RAY_ADDRESS names the cluster; without it a private
     one is started on this machine, with a token that only this process's children know, and ended with the block.
@@ -34,7 +34,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[bool]:
         WorkFailedError: `cluster_unreachable`.
     """
     if ray.is_initialized():
-        yield _is_shared()
+        yield
         return
     address = os.environ.get("RAY_ADDRESS")
     folder = None if address else _short_folder()
@@ -56,7 +56,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[bool]:
                 _temp_dir=str(folder),
                 logging_config=QUIET,
             )
-        yield _is_shared()
+        yield
     finally:
         ray.shutdown()
         if folder is not None:
@@ -88,12 +88,6 @@ def cluster_facts() -> tuple[int, float, float]:
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         return len(nodes), there.get("CPU", 0.0), there.get("GPU", 0.0)
-
-
-def _is_shared() -> bool:
-    """Whether somebody else started this cluster."""
-    node = ray._private.worker._global_node
-    return node is None or not node.head
 
 
 def _join(address: str) -> None:

@@ -23,7 +23,6 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from hepalign.cases.cohort import open_cohort
 from hepalign.config import RunConfig, load_config, located
 from hepalign.distributed.cluster import ray_session, require_cpus
-from hepalign.distributed.outliving import outliving
 from hepalign.distributed.storage import has_checkpoints, storage_uri
 from hepalign.distributed.worker import Ended, Order, StageFactory, work
 from hepalign.errors import UsageError, WorkFailedError
@@ -87,21 +86,10 @@ def train(
     if config.workers.count == 0:
         run = _begin(config, parent_run)
         return _finished(run, lambda: _train_here(run.config, run.run_id, make, watch))
-    with ray_session() as shared:
+    with ray_session():
         _check_size(config)
         begun = _begin(config, parent_run)
-
-        def finish() -> TrainResult:
-            return _finished(begun, lambda: _train_on_ray(begun.config, begun.run_id, make, callbacks))
-
-        # A trial ends with its search; any other training on a shared cluster outlives the process that asked for it.
-        if callbacks or not shared:
-            return finish()
-        try:
-            return outliving(f"train {begun.config.folder}", finish)
-        except (KeyboardInterrupt, SystemExit):
-            close_run(begun.config, "KILLED")
-            raise
+        return _finished(begun, lambda: _train_on_ray(begun.config, begun.run_id, make, callbacks))
 
 
 @dataclass(frozen=True)
