@@ -14,22 +14,27 @@ from hepalign.cli.table import render
 app = typer.Typer(help="Build, compare, promote and roll back releases.", no_args_is_help=True)
 
 ReleaseArgument = Annotated[str, typer.Argument(help="A folder, models:/hepalign@champion or a run's URI.")]
+Training = Annotated[str, typer.Option(help="The training's folder, or its MLflow run: runs:/ID.")]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the history for good.")]
 
 
 @command(app, "build")
 def build(
-    synthesis: Annotated[Path, typer.Option(help="The training's folder.")],
-    inpainting: Annotated[Path, typer.Option(help="The training's folder.")],
-    registration: Annotated[Path, typer.Option(help="The training's folder.")],
+    synthesis: Training,
+    inpainting: Training,
+    registration: Training,
     out: Annotated[Path, typer.Option(help="The release's folder.")],
     version: Annotated[str, typer.Option(help="The release's version.")] = "0",
 ) -> Answer:
     """Pin three trained networks as one release."""
-    from hepalign.tracking.releases import build_release
+    from hepalign.tracking.releases import build_release, fetch_training
 
-    folders = {"synthesis": synthesis, "inpainting": inpainting, "registration": registration}
-    built = build_release({name: existing(folder) for name, folder in folders.items()}, out, version=version)
+    places = {"synthesis": synthesis, "inpainting": inpainting, "registration": registration}
+    folders = {
+        stage: fetch_training(place) if place.startswith("runs:/") else existing(place)
+        for stage, place in places.items()
+    }
+    built = build_release(folders, out, version=version)
     return Answer({"out": str(built)}, f"release in {built}")
 
 

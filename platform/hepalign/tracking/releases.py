@@ -37,7 +37,7 @@ from hepalign.tracking.registry import (
     reachable,
     tracking_uri,
 )
-from hepalign.tracking.runs import dotted
+from hepalign.tracking.runs import TRAINING, dotted
 
 __all__ = ["ping"]  # the doctor asks here
 RUNS_EXPERIMENT = f"{MODEL}/releases"
@@ -80,6 +80,28 @@ def build_release(folders: Mapping[str, Path], out: Path, version: str = "0") ->
             out.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(made, out, dirs_exist_ok=True)
     return out
+
+
+def fetch_training(uri: str, *, cache: Path | None = None) -> Path:
+    """The folder of a training that MLflow keeps, for `build_release`.
+
+    Args:
+        uri: `runs:/ID`.
+
+    Raises:
+        WorkFailedError: `tracking_unreachable`, also when there is no such run or it has not ended.
+    """
+    kept = (cache or _cache_folder()) / "trainings" / uri.removeprefix("runs:/").strip("/")
+    if not (kept / "training.json").is_file():
+        with reachable(f"fetch {uri}"):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+                client()
+                fetched = mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{uri.rstrip('/')}/{TRAINING}", dst_path=scratch, tracking_uri=tracking_uri()
+                )
+                Path(fetched).rename(kept)
+    return kept
 
 
 def release_sha256(folder: Path) -> str:

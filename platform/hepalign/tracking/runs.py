@@ -34,6 +34,7 @@ from hepalign.training.progress import warn
 PENDING = "mlflow-pending"
 UNSENT = "mlflow-unsent"
 RUN_FILE = "run.json"
+TRAINING = "training"
 # While MLflow is away, training goes on and asks again only this often.
 RETRY_AFTER_S = 30.0
 # One request may carry this many (MLflow's limits).
@@ -50,9 +51,8 @@ def open_run(config: RunConfig, facts: Mapping[str, str], parent: str | None = N
     parent = parent or os.environ.get("MLFLOW_RUN_ID")
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "facts.json").write_text(
-        json.dumps(dict(facts) | ({"parent": parent} if parent else {}), indent=2), encoding="utf-8"
-    )
+    told = dict(facts) | ({"parent": parent} if parent else {})
+    (folder / "facts.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
     if not config.tracking.enabled:
         return None
     try:
@@ -234,6 +234,10 @@ def _complete(mlflow: MlflowClient, run_id: str, folder: Path, status: str) -> N
     for name in ("config.yaml", "metrics.json", "curves.csv"):
         if (folder / name).is_file():
             mlflow.log_artifact(run_id, str(folder / name))
+    # what `release build` takes, so that a training outlives the node that it ran on
+    for weights in folder.glob("*.safetensors") if status == "FINISHED" else ():
+        for name in (weights.name, f"{weights.stem}.json", "training.json", "metrics.json"):
+            mlflow.log_artifact(run_id, str(folder / name), TRAINING)
     if (folder / UNSENT).is_dir():
         mlflow.log_artifacts(run_id, str(folder / UNSENT / "pictures"), "pictures")
         shutil.rmtree(folder / UNSENT)

@@ -14,8 +14,10 @@ from toy_stage import ToyStage, build_toy
 from hepalign import config as config_module
 from hepalign.config import RunConfig, TrackingConfig, load_config
 from hepalign.distributed.workers import train
+from hepalign.errors import WorkFailedError
 from hepalign.tracking import runs
 from hepalign.tracking.registry import client
+from hepalign.tracking.releases import fetch_training
 from hepalign.tracking.runs import RunLog, close_run, open_run, send_pending, write_curves
 
 
@@ -150,3 +152,15 @@ def test_a_run_that_its_server_lost_is_made_again(mlflow: str, tmp_path: Path) -
     again = train(toy_config(tmp_path, "training.epochs=4"), resume=True, build=build_toy)
     assert again.run_id != first.run_id
     assert len(client().get_metric_history(str(again.run_id), "val/error")) == 4
+
+
+def test_a_training_is_fetched_from_its_run_as_a_release_is_built_from_it(mlflow: str, tmp_path: Path) -> None:
+    result = train(toy_config(tmp_path), build=build_toy)
+    fetched = fetch_training(f"runs:/{result.run_id}")
+    assert {path.name for path in fetched.iterdir()} == {
+        "toy.safetensors", "toy.json", "training.json", "metrics.json",
+    }  # fmt: skip
+    assert (fetched / "toy.safetensors").read_bytes() == (result.folder / "toy.safetensors").read_bytes()
+    with pytest.raises(WorkFailedError) as caught:
+        fetch_training("runs:/0123456789abcdef0123456789abcdef")
+    assert caught.value.code == "tracking_unreachable"
