@@ -121,8 +121,8 @@ class SearchConfig(_Part):
     @model_validator(mode="after")
     def _start_in_the_space(self) -> SearchConfig:
         for point in self.start:
-            if point.keys() != self.space.keys():
-                raise ValueError("every point of start names exactly the keys of space")
+            if not point.keys() <= self.space.keys():
+                raise ValueError("a point of start names keys that space does not have")
         return self
 
 
