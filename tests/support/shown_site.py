@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import uvicorn
+from scipy import ndimage
 from sqlalchemy import select
 
 from hepalign.cases.phantom.make import PhantomCase, make_case
@@ -67,9 +68,10 @@ class Shown:
         return made
 
     def labels(self) -> Volume:
-        """The true label map on the iCT."""
+        """The true label map on the iCT: the liver, and the largest of its tumours."""
         liver = self.phantom.volumes["ict_liver"].as_mask().astype(np.uint8)
-        liver[self.phantom.volumes["ict_tumour"].as_mask()] = 2
+        pieces, _ = ndimage.label(self.phantom.volumes["ict_tumour"].as_mask())
+        liver[pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])] = 2
         return self.phantom.volumes["ict"].with_data(liver)
 
     def add_job(self, kind: str, state: str, **words: Any) -> str:
