@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # The same code on the same machine and threads; what is left is the rounding of float32 fields in files.
 PARITY_MM = 1e-3
+# As many there as here: another number sums in another order.
+THREADS = 1
 PLAN_IMAGES = {"pmr": "pmr", "pct": "pct", "pmr_tumour": "pmr-tumour", "pct_liver": "pct-liver"}
 GUIDE_IMAGES = {"ict": "ict", "ict_probe_mask": "ict-probe-mask"}
 
@@ -50,11 +52,15 @@ def _through_service(out: Path, cohort: Cohort, case: Case) -> dict[str, Any]:
 
     from hepalign_serve.client import Client
     from hepalign_serve.run import serving
-    from hepalign_serve.settings import Settings
+    from hepalign_serve.settings import Lane, Replicas, Settings
 
     # a service of an earlier attempt has shown its token already: start with a new one
     shutil.rmtree(out / "serve", ignore_errors=True)
-    settings = Settings(release="models:/hepalign@champion", data_folder=out / "serve", port=0)
+    lane, nets = Lane(threads=THREADS), Replicas(threads=THREADS)
+    settings = Settings(
+        release="models:/hepalign@champion", data_folder=out / "serve", port=0,
+        plan=lane, guide=lane, synthesis=nets, inpainting=nets,
+    )  # fmt: skip
     files = out / "served"
     timings = {}
     started = time.monotonic()
@@ -83,7 +89,7 @@ def _largest_difference_mm(out: Path, cohort: Cohort, case: Case, served: Path) 
     from hepalign.tracking.releases import resolve_release
     from hepalign.transform.files import read_field
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     bundle = load_bundle(resolve_release("models:/hepalign@champion"))
     labels = {n: cohort.volume(case, n) for n in ("pmr_tumour", "pct_liver") if case.has(n)}
     made = plan(bundle, cohort.volume(case, "pmr"), cohort.volume(case, "pct"), labels=labels)
