@@ -132,7 +132,8 @@ def _write_h5(field: DisplacementField, path: Path) -> None:
 def _read_transform(path: Path, geometry: Geometry | None) -> DisplacementField:
     try:
         transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
+        # SimpleITK's messages quote the file's bytes
         raise BadInputError(f"{path.name}: no ITK transform can be read from it", code="bad_transform") from error
     if transform.GetDimension() != 3:
         raise BadInputError(f"{path.name}: a transform of {transform.GetDimension()}D space", code="bad_transform")
@@ -186,5 +187,9 @@ def _grid_of(parts: list[sitk.Transform], name: str) -> Geometry:
 def _stored_linear(path: Path, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
     if not h5py.is_hdf5(path):
         return otherwise
-    with h5py.File(path, "r") as file:
-        return _checked_linear(file[_LINEAR_KEY][()].tobytes(), path.name) if _LINEAR_KEY in file else otherwise
+    try:
+        with h5py.File(path, "r") as file:
+            values = file[_LINEAR_KEY][()].tobytes() if _LINEAR_KEY in file else None
+    except (KeyError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise BadInputError(f"{path.name}: damaged; write it again", code="bad_transform") from error
+    return otherwise if values is None else _checked_linear(values, path.name)

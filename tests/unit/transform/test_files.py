@@ -196,6 +196,23 @@ def test_wrong_files_are_named_by_their_code(tmp_path: Path) -> None:
     assert ending.value.code == "bad_file_name"
 
 
+def test_a_damaged_h5_is_refused_or_read(tmp_path: Path) -> None:
+    write_field(smooth_field(GRID.crop((0, 0, 0), (4, 4, 4))), tmp_path / "field.h5")
+    content = (tmp_path / "field.h5").read_bytes()
+    refused: list[str] = []
+    for seed in range(40):
+        rng, damaged = np.random.default_rng(seed), bytearray(content)
+        for place in rng.integers(0, len(content), 6):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "damaged.h5").write_bytes(bytes(damaged[: len(content) - 200 * (seed % 3)]))
+        try:
+            read_field(tmp_path / "damaged.h5")
+        except BadInputError as error:
+            refused.append(error.message)
+    assert len(refused) > 5
+    assert not any(str(tmp_path) in message for message in refused)
+
+
 def test_a_warp_that_ants_writes_is_read(tmp_path: Path) -> None:
     moving = moving_image()
     write_nifti(moving, tmp_path / "moving.nii.gz")
