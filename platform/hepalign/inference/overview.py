@@ -87,7 +87,8 @@ def _panel(
 
 def _shades(data: Plane, window: tuple[float, float]) -> NDArray[np.float32]:
     low, high = window
-    return np.clip((data.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
+    shades: NDArray[np.float32] = np.clip((data.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
+    return shades
 
 
 def _hot(shades: NDArray[np.float32]) -> NDArray[np.float32]:

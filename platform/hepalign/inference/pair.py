@@ -204,7 +204,8 @@ class Levels:
     def spread_mm(self, residual: Tensor) -> Tensor:
         """How far fields reached from other starts lie apart, mm, (d,h,w,1) at a quarter of the resolution."""
         spread = start_spread(self.quarter, rescaled(residual, self.quarter[0].shape[:3]))
-        return (spread * torch.tensor(self.quarter_geometry.spacing_mm).float()).norm(dim=-1, keepdim=True)
+        apart: Tensor = (spread * torch.tensor(self.quarter_geometry.spacing_mm).float()).norm(dim=-1, keepdim=True)
+        return apart
 
     def unfolded_field(
         self, residual: Tensor, matrix: NDArray[np.float64], fixed: Geometry

@@ -102,7 +102,7 @@ class RegNet(nn.Module):
         # what the fine level sees is given: its gradient through the warp costs much and steers little (as in RAFT)
         moved = upsample_field(integrate(velocity_quarter.detach()))
         warped = warp_tensor(torch.cat([moving_half.float(), mind_half[:batch]], 1), moved)
-        learned, carried = warped.split([moving_half.shape[1], MIND_CHANNELS], 1)
+        learned, carried = warped[:, :-MIND_CHANNELS], warped[:, -MIND_CHANNELS:]
         matches = match_volume(carried, mind_half[batch:], reach)
         velocity = upsample_field(velocity_quarter)
         context = self.fine(_joined(MATCH_SCALE * matches, learned, fixed_half, velocity.detach()))

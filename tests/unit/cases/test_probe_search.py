@@ -49,7 +49,7 @@ def test_needles_are_found_even_where_they_meet(tips: list[tuple[float, float, f
 
 
 def test_a_faint_needle_is_found_with_a_warning() -> None:
-    ict, metal = with_needles([Needle(np.array([5.0, 5.0, 0.0]), np.array([55.0, 15.0, 8.0]), 1.1)], 3500)
+    ict, metal = with_needles([Needle(np.array([-10.0, 5.0, 0.0]), np.array([42.0, 12.0, 8.0]), 1.1)], 2000)
     warnings: list[str] = []
     found = find_probe(ict, warnings).as_mask()
     assert found[metal].mean() > 0.9
