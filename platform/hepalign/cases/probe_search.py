@@ -81,7 +81,7 @@ def _lines(metal: NDArray[np.bool_], geometry: Geometry) -> list[_Line]:
     """Straight thin parts of a mask's components."""
     places = np.argwhere(metal)
     # One voxel grown: where a needle passes between voxels its core breaks up.
-    grown = ndimage.binary_dilation(metal, np.ones((3, 3, 3)))
+    grown = ndimage.binary_dilation(metal, np.ones((3, 3, 3), bool))
     labels = ndimage.label(grown, np.ones((3, 3, 3)))[0][tuple(places.T)]
     sizes = np.bincount(labels)
     lines = []
