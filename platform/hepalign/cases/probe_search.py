@@ -21,7 +21,9 @@ SURE_METAL_HU = 2000.0
 SMALLEST_NEEDLE_VOXELS, SHORTEST_NEEDLE_MM, NEEDLE_RADIUS_MM = 8, 35.0, 1.5
 # Needles of one procedure run side by side.
 LARGEST_ANGLE_DEG, FARTHEST_APART_MM = 25.0, 40.0
-EXTENSION_MM, ARTEFACT_MARGIN_MM = 30.0, 9.0
+EXTENSION_MM = 30.0
+# Between several needles the rays starve: one, more than one.
+ARTEFACT_MARGIN_MM = (9.0, 13.0)
 TRIALS, MOST_NEEDLES, MOST_POINTS = 200, 6, 2000
 
 
@@ -69,12 +71,16 @@ def _belongs(line: _Line, needles: list[_Line]) -> bool:
     if not needles:
         return True
     for needle in needles:
-        offset = (line.start + line.end) / 2 - needle.start
-        apart = np.linalg.norm(offset - (offset @ needle.heading) * needle.heading)
         alike = abs(line.heading @ needle.heading) > np.cos(np.deg2rad(LARGEST_ANGLE_DEG))
-        if alike and apart < FARTHEST_APART_MM:
+        if alike and _apart(line, needle) < FARTHEST_APART_MM:
             return True
     return False
+
+
+def _apart(line: _Line, needle: _Line) -> float:
+    """Distance of a line's middle from a needle's axis, mm; the same needle is found at several thresholds."""
+    offset = (line.start + line.end) / 2 - needle.start
+    return float(np.linalg.norm(offset - (offset @ needle.heading) * needle.heading))
 
 
 def _lines(metal: NDArray[np.bool_], geometry: Geometry) -> list[_Line]:
@@ -169,9 +175,10 @@ def _around(needles: list[_Line], geometry: Geometry) -> NDArray[np.bool_]:
     """Capsules about the needles, past both ends as far as their streaks are dark."""
     grid = geometry.grid_mm()
     mask = np.zeros(geometry.shape, bool)
+    margin_mm = ARTEFACT_MARGIN_MM[any(_apart(needle, needles[0]) > NEEDLE_RADIUS_MM * 2 for needle in needles)]
     for needle in needles:
         first, last = needle.start - EXTENSION_MM * needle.heading, needle.end + EXTENSION_MM * needle.heading
         share = np.clip((grid - first) @ needle.heading / np.linalg.norm(last - first), 0, 1)
         gap = np.linalg.norm(grid - first - share[..., None] * (last - first), axis=-1)
-        mask |= gap < needle.half_width_mm + ARTEFACT_MARGIN_MM
+        mask |= gap < needle.half_width_mm + margin_mm
     return mask

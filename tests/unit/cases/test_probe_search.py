@@ -49,10 +49,13 @@ def test_needles_are_found_even_where_they_meet(tips: list[tuple[float, float, f
 
 
 def test_a_faint_needle_is_found_with_a_warning() -> None:
-    ict, metal = with_needles([Needle(np.array([-10.0, 5.0, 0.0]), np.array([42.0, 12.0, 8.0]), 1.1)], 2000)
+    needle = Needle(np.array([-10.0, 5.0, 0.0]), np.array([42.0, 12.0, 8.0]), 1.1)
+    metal = metal_share([needle], GEOMETRY) > 0.15
+    hu = np.where(metal, 1600.0, patient())
     warnings: list[str] = []
-    found = find_probe(ict, warnings).as_mask()
+    found = find_probe(Volume(hu.astype(np.float32), GEOMETRY), warnings).as_mask()
     assert found[metal].mean() > 0.9
+    assert found.mean() < 0.2
     assert len(warnings) == 1
 
 
