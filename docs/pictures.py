@@ -107,8 +107,10 @@ def _save(rows: list[tuple[str, PhantomCase, list[tuple[str, str, str]]]], path:
 def _tip(case: PhantomCase, role: str) -> NDArray[np.intp]:
     """The voxel of a needle's tip, or of the same anatomy in an image without needles."""
     ict = case.volumes["ict"].geometry
-    metal = case.volumes["ict"].as_float() - case.volumes["ict_clean"].as_float() > 600
-    metal &= case.volumes["ict_probe_mask"].as_mask()
+    brighter = case.volumes["ict"].as_float() - case.volumes["ict_clean"].as_float()
+    brighter = np.where(case.volumes["ict_probe_mask"].as_mask(), brighter, 0.0)
+    # on coarse voxels a needle is less bright than metal
+    metal = brighter > min(600.0, 0.5 * float(brighter.max()))
     liver = case.volumes.get("ict_liver")
     inside = metal & liver.as_mask() if liver is not None else metal
     best = np.argmax((inside if inside.any() else metal).sum(axis=(0, 1)))
