@@ -102,10 +102,12 @@ def test_no_patient_is_in_two_splits(cohort: Cohort) -> None:
 
 
 def test_synthesis_trains_on_strangers_and_validates_on_the_true_ct(cohort: Cohort) -> None:
-    for batch in synthesis_loader([cohort], SYNTHESIS, "train", seed=0, epoch=0):
+    # turned and shifted alike; contrast, shading and noise, which are the MR's alone, are left out
+    calm = SYNTHESIS.model_copy(update={"contrast": 0.0, "bias": 0.0, "noise": 0.0})
+    for batch in synthesis_loader([cohort], calm, "train", seed=0, epoch=0):
         assert batch["has_true_ct"].all()
         inside = batch["body"] > 0.5
-        assert np.corrcoef(batch["mr"][inside].numpy(), batch["true_ct"][inside].numpy())[0, 1] > 0.5
+        assert np.corrcoef(batch["mr"][inside].numpy(), batch["true_ct"][inside].numpy())[0, 1] > 0.9
         # the other patient's CT is not this MR's
         assert not torch.equal(batch["ct"], batch["true_ct"])
     for batch in synthesis_loader([cohort], SYNTHESIS, "val", seed=0, epoch=0):
