@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hepalign.cli.command import Answer, command
-from hepalign.cli.parsing import existing, parse_labels, parse_role_files, parse_role_numbers, parse_shape
+from hepalign.cli.parsing import existing, located, parse_labels, parse_role_files, parse_role_numbers, parse_shape
 from hepalign.cli.progress import Steps
 from hepalign.errors import EXIT_BAD_DATA
 
@@ -100,14 +100,14 @@ def simulate(
     from hepalign.cases.sources.scans import ImportSettings, read_label, read_scan
 
     warnings: list[str] = []
-    scan = read_scan("ct", ct, ImportSettings(series={"ct": series} if series else {}), warnings)
+    scan = read_scan("ct", located(ct), ImportSettings(series={"ct": series} if series else {}), warnings)
     if scan.header is not None:
         check_pseudonyms([patient or ""], scan.header)
     simulated_cohort(
         out,
         ct=scan.volume,
-        liver=read_label("ct_liver", liver, scan, warnings) if liver else None,
-        tumour=read_label("ct_tumour", tumour, scan, warnings) if tumour else None,
+        liver=read_label("ct_liver", located(liver), scan, warnings) if liver else None,
+        tumour=read_label("ct_tumour", located(tumour), scan, warnings) if tumour else None,
         name=patient or f"ct-{hashlib.sha256(scan.volume.as_float().tobytes()).hexdigest()[:10]}",
         cases=cases,
         seed=seed,

@@ -55,6 +55,11 @@ def parse_role_numbers(words: list[str]) -> dict[str, int]:
     return {role: int(word) for role, word in numbers.items()}
 
 
+def located(word: str) -> str:
+    """A file's place, there already unless it is an `s3://` one; `not_found` with its base name."""
+    return word if word.startswith("s3://") else str(existing(word))
+
+
 def existing(path: str | Path) -> Path:
     """The path, or `not_found` with its base name."""
     found = Path(path)

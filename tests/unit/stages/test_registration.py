@@ -44,13 +44,14 @@ def step(one: RegistrationStage, data: Batch) -> dict[str, float]:
 
 
 def test_a_few_steps_lower_the_end_point_error() -> None:
-    one, data = stage(), batch()
+    # below 48 voxels torch's bfloat16 weight gradients on the CPU read memory that nobody wrote
+    one, data = stage(), batch((48, 48, 32))
     before = one.score(data)["liver_error_mm"]
     # 6 mm were applied; matching alone, without any training, finds the better part of it
     assert before < 3.0
-    for _ in range(25):
+    for _ in range(60):
         step(one, data)
-    assert one.score(data)["liver_error_mm"] < 0.8 * before
+    assert one.score(data)["liver_error_mm"] < 0.7 * before
 
 
 def test_the_same_seed_gives_the_same_loss() -> None:
