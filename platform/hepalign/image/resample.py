@@ -78,8 +78,8 @@ def sample_grid(image: Tensor, indices: Tensor, padding: Literal["border", "zero
         float32 [B, C, d, h, w].
     """
     size = torch.tensor(image.shape[2:], dtype=indices.dtype, device=indices.device)
-    # [-1, 1] between the outer faces
-    grid = torch.addcmul(1 / size - 1, indices, 2 / size)
+    # [-1, 1] between the outer faces; a factor 2 / size would be rounded once more and miss voxel centres
+    grid = (indices * 2 + 1) / size - 1
     # grid_sample counts (x, y, z) from the last axis: an image seen with its axes reversed needs no reversed grid
     turned = image.permute(0, 1, 4, 3, 2)
     parts = _parts(image, indices)
