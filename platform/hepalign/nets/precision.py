@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 NetT = TypeVar("NetT", bound=nn.Module)
 
@@ -28,6 +29,31 @@ def autocast(device: torch.device | str, *, enabled: bool = True) -> torch.autoc
 
 
 def channels_last(net: NetT) -> NetT:
-    """The same network with its 3D weights laid out channels-last, the fast order on CPUs and tensor cores."""
+    """The same network with its 3D weights laid out channels-last, the fast order on CPUs and tensor cores.
+
+    Its convolutions become such that train on grids of any depth (see `pad_shallow`).
+    """
+    for layer in net.modules():
+        if type(layer) is nn.Conv3d and layer.padding_mode == "zeros":
+            layer.__class__ = _Conv3d
     net.to(memory_format=torch.channels_last_3d)
     return net
+
+
+def pad_shallow(image: Tensor, kernel: int, padding: tuple[int, int, int]) -> tuple[Tensor, tuple[int, int, int]]:
+    """`image` with its zeros along a first axis shorter than the kernel laid out, and the padding that is left.
+
+    Left to pad there itself, oneDNN's bfloat16 weight gradient touches memory that is not its own (torch 2.15, 1 < D <
+    kernel, stride 1: NaN or a crash).
+    """
+    if image.device.type != "cpu" or not 1 < image.shape[2] < kernel:
+        return image, padding
+    first, *others = padding
+    return F.pad(image, (0, 0, 0, 0, first, first)), (0, others[0], others[1])
+
+
+class _Conv3d(nn.Conv3d):
+    def forward(self, image: Tensor) -> Tensor:
+        padding = cast("tuple[int, int, int]", self.padding)
+        image, padding = pad_shallow(image, self.kernel_size[0], padding)
+        return F.conv3d(image, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
