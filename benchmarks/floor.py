@@ -20,7 +20,7 @@ from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
 from hepalign.nets.partial_conv import PartialConv3d
 from hepalign.nets.precision import autocast, bfloat16_gains, channels_last
-from hepalign.nets.regnet import RegNet
+from hepalign.nets.regnet import RegNet, network_inputs
 from hepalign.transform.displacement import DisplacementField, compose
 from hepalign.transform.warp import warp
 from timing import single
@@ -84,7 +84,7 @@ def networks(size: int) -> dict[str, Callable[[], object]]:
     features = torch.randn(1, 32, size, size, size).to(memory_format=torch.channels_last_3d)
     mask = torch.ones(1, 1, size, size, size)
     return {
-        f"registration network {size}³, forward": lambda: regnet(pair[0], pair[1]),
+        f"registration network {size}³, forward": lambda: regnet(network_inputs(pair[0], pair[1])),
         f"partial convolution 32 channels {size}³, forward": lambda: partial([(features, mask)]),
     }
 

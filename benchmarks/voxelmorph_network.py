@@ -17,7 +17,7 @@ import voxelmorph
 from torch import Tensor
 
 from hepalign.nets.precision import autocast, channels_last
-from hepalign.nets.regnet import RegNet, RegNetConfig, upsample_field
+from hepalign.nets.regnet import RegNet, RegNetConfig, network_inputs, upsample_field
 from hepalign.stages.registration import RegistrationConfig, RegistrationStage
 from hepalign.transform.velocity import integrate
 from timing import interleaved, ratio
@@ -44,7 +44,7 @@ def main() -> None:
 
     def predict(*, reduced: bool = True) -> Tensor:
         with torch.inference_mode(), autocast(device, enabled=reduced):
-            return upsample_field(integrate(ours(moving, fixed).half))
+            return upsample_field(integrate(ours(network_inputs(moving, fixed))))
 
     def predict_theirs() -> Tensor:
         with torch.inference_mode():

@@ -19,10 +19,10 @@ from hepalign.inference.guide import guide
 from hepalign.inference.inpaint import Inpainted
 from hepalign.inference.pair import Levels
 from hepalign.inference.planner import Plan, plan
+from hepalign.inference.refine import RefineSettings
 from hepalign.inference.register import register
 from hepalign.inference.result import GuideResult
 from hepalign.inference.untrained import make_untrained_bundle
-from hepalign.nets.regnet import Velocities
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ class _Broken(nn.Module):
         super().__init__()
         self.value, self.noise = value, noise
 
-    def from_features(self, inputs: Tensor) -> Velocities:
+    def forward(self, inputs: Tensor) -> Tensor:
         velocity = torch.full((1, 3, *inputs.shape[2:]), self.value)
         if self.noise:
             velocity = self.value * torch.randn(velocity.shape, generator=torch.Generator().manual_seed(0))
-        return Velocities(velocity, velocity)
+        return velocity
 
 
 def broken(bundle: Bundle, value: float, *, noise: bool = False) -> Bundle:
@@ -104,7 +104,7 @@ def test_fault_71_a_failing_network_falls_back_to_refinement(
         engine="fast",
         inpaint=as_it_is,
     )
-    assert result.quality["method"] == "affine+refine"
+    assert result.quality["method"] == "affine+coarse+refine"
     assert result.degraded
     assert any("network" in warning for warning in result.warnings)
     assert pair.error_mm(result.field_ict_from_pct) < 3.0
@@ -115,7 +115,7 @@ def test_fault_72_when_the_fallback_fails_too_nothing_is_warped(
 ) -> None:
     made = made_plan(bundle, pair.moving, liver=True)
 
-    def not_finite(self: Levels, residual: Tensor, deadline: float | None) -> Tensor:
+    def not_finite(self: Levels, residual: Tensor, settings: RefineSettings, deadline: float | None = None) -> Tensor:
         return residual * float("nan")
 
     monkeypatch.setattr(Levels, "refine", not_finite)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hepalign.inference.pair import Levels
-from hepalign.nets.regnet import Velocities
+from hepalign.inference.refine import RefineSettings
 from hepalign_serve.pipeline import HepalignPipeline
 from hepalign_serve.run import serving
 from hepalign_serve.settings import Settings
@@ -77,12 +77,13 @@ class ObedientPipeline(HepalignPipeline):
 class Failing(torch.nn.Module):
     """A registration network whose velocities are not finite."""
 
-    def from_features(self, inputs: torch.Tensor) -> Velocities:
-        nothing = torch.full((1, 3, *inputs.shape[2:]), torch.nan)
-        return Velocities(nothing, nothing)
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.full((1, 3, *inputs.shape[2:]), torch.nan)
 
 
-def not_finite(self: Levels, residual: torch.Tensor, deadline: float | None) -> torch.Tensor:
+def not_finite(
+    self: Levels, residual: torch.Tensor, settings: RefineSettings, deadline: float | None = None
+) -> torch.Tensor:
     return residual * torch.nan
 
 

@@ -26,7 +26,7 @@ from hepalign.inference.quality import (
     margin_coverage,
     tumour_names,
 )
-from hepalign.inference.register import Clock, Engine, Registration, deform, start_matrix
+from hepalign.inference.register import Clock, Engine, Registration, deform, near_field, start_matrix
 from hepalign.inference.result import GuideResult
 from hepalign.inference.sampling import Places
 from hepalign.transform.displacement import DisplacementField, compose, resample_field
@@ -83,8 +83,9 @@ def guide(
     matrix = start_matrix(plan.pct, ict, probe_mask, previous)
     clock.mark("affine")
     tell("inpaint", 0.2)
-    prior = _prior(plan.pct, matrix, previous, probe_mask)
-    inpainted = (inpaint or _inpaint)(bundle, ict, probe_mask, prior)
+    near = previous or near_field(plan.pct, ict, matrix, probe_mask)
+    clock.mark("prior")
+    inpainted = (inpaint or _inpaint)(bundle, ict, probe_mask, _prior(plan.pct, near, probe_mask))
     clock.mark("inpaint")
     tell("register", 0.5)
     done = deform(
@@ -96,10 +97,8 @@ def guide(
     return result
 
 
-def _prior(
-    pct: Volume, matrix: NDArray[np.float64], previous: DisplacementField | None, probe_mask: Volume
-) -> Volume | None:
-    """The pCT roughly aligned around the hole, all that inpainting looks at; NaN elsewhere and beyond the pCT.
+def _prior(pct: Volume, near: DisplacementField, probe_mask: Volume) -> Volume | None:
+    """The pCT, brought near around the hole, all that inpainting looks at; NaN elsewhere and beyond the pCT.
 
     NaN, for its absence is no anatomy that a hole could be filled with.
     """
@@ -111,9 +110,8 @@ def _prior(
     box = box_around(hole, probe_mask.geometry)
     start, (i, j, k) = (box[0].start, box[1].start, box[2].start), (part.stop - part.start for part in box)
     grid = probe_mask.geometry.crop(start, (i, j, k))
-    near = DisplacementField.from_linear(matrix, grid) if previous is None else resample_field(previous, grid)
     prior = np.full(hole.shape, np.nan, np.float32)
-    prior[box] = warp(pct, near, fill=float("nan")).as_float()
+    prior[box] = warp(pct, resample_field(near, grid), fill=float("nan")).as_float()
     return probe_mask.with_data(prior)
 
 

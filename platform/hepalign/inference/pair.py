@@ -14,7 +14,7 @@ from hepalign.image.geometry import Geometry
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.inference.folding import corner_determinants, unfold
-from hepalign.inference.refine import RefineSettings, refine
+from hepalign.inference.refine import COARSE, RefineSettings, coarse_start, eroded, refine
 from hepalign.inference.sampling import Places, from_rows, index_rows, read_at, smooth_rows, to_rows
 from hepalign.inference.uncertainty import start_spread
 from hepalign.inference.workgrid import (
@@ -31,9 +31,9 @@ from hepalign.losses.similarity import pooled_mind
 from hepalign.transform.displacement import DisplacementField, resample_field
 from hepalign.transform.jacobian import fold_mask
 
-# Steps at a quarter and a half of the work grid's resolution.
-COARSE = RefineSettings(steps=16)
-FINE = RefineSettings(steps=16)
+# How far a start is refined at half of the work grid's resolution, by `fast` and by `refine`.
+SHORT = RefineSettings(steps=4)
+LONG = RefineSettings(steps=16)
 INVERSE_ROUNDS = 10
 # Where registration failed locally, it failed over a few centimetres: 2 voxels of 5.6 mm, as a deviation.
 WORST_SIGMA_VOXELS = 2.0
@@ -124,18 +124,14 @@ class Levels:
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
-        self.half, self.quarter = feature_levels(pair)
+        self.weight = -F.max_pool3d(-pair.weight, 2)
+        self.half, self.quarter = feature_levels(pair, self.weight)
         self.soft = self.half[2] * to_rows((F.avg_pool3d(pair.fixed, 2) > BODY_UNIT).float())
         i, j, k = self.half[0].shape[:3]
         self.half_shape = (i, j, k)
         self.half_geometry = pair.work.with_shape(self.half_shape)
         i, j, k = self.quarter[0].shape[:3]
         self.quarter_geometry = pair.work.with_shape((i, j, k))
-
-    def network_inputs(self) -> Tensor:
-        """What `RegNet.from_features` takes: MIND-SSC and intensity at half resolution, moving then fixed."""
-        images = F.avg_pool3d(torch.cat([self.pair.moving, self.pair.fixed]), 2)
-        return torch.cat([torch.cat([from_rows(rows) for rows in self.half[:2]]), images], 1)
 
     def cost(self, residual: Tensor) -> float:
         """Mean squared MIND-SSC difference in soft tissue at half resolution under a residual (d,h,w,3).
@@ -163,18 +159,30 @@ class Levels:
         change = corner_determinants(residual).clamp_min(1e-3).log().abs()[..., None]
         return float((change * self.soft).sum() / self.soft.sum().clamp_min(1))
 
-    def refine(self, residual: Tensor, deadline: float | None) -> Tensor:
-        """Gauss-Newton at a quarter and a half of the resolution; the quarter counts only where it helps.
+    def coarse(self) -> Tensor:
+        """A start for everything finer: Gauss-Newton at a quarter of the resolution, as residual (d,h,w,3)."""
+        features = torch.cat([from_rows(rows) for rows in self.half[:2]])
+        return to_rows(coarse_start(features, self.weight))
 
-        A quarter costs an eighth and catches what a weak network missed; a good network's start is kept.
-        """
-        moving, fixed, weight = self.quarter
-        start = rescaled(residual, fixed.shape[:3])
-        coarse = rescaled(refine(moving, fixed, weight, start, COARSE, deadline).field, self.half_shape)
-        if self.cost(coarse) < self.cost(residual):
-            residual = coarse
+    def network_inputs(self, start: Tensor) -> Tensor:
+        """What `RegNet` takes, the moving features seen through a start (d,h,w,3): MIND-SSC and intensity."""
+        moving, fixed, _ = self.half
+        seen = torch.cat([moving, to_rows(F.avg_pool3d(self.pair.moving, 2))], -1)
+        seen = read_at(seen, index_rows(fixed.shape) + start)
+        still = torch.cat([fixed, to_rows(F.avg_pool3d(self.pair.fixed, 2))], -1)
+        return torch.cat([from_rows(seen), from_rows(still)])
+
+    def refine(self, residual: Tensor, settings: RefineSettings, deadline: float | None = None) -> Tensor:
+        """Gauss-Newton at half of the resolution."""
         moving, fixed, weight = self.half
-        return refine(moving, fixed, weight, residual, FINE, deadline).field
+        return refine(moving, fixed, weight, residual, settings, deadline).field
+
+    def followed(self, residual: Tensor) -> Tensor:
+        """A previous residual after Gauss-Newton at a quarter of the resolution, where that helps."""
+        moving, fixed, weight = self.quarter
+        found = refine(moving, fixed, weight, rescaled(residual, fixed.shape[:3]), COARSE).field
+        found = rescaled(found, self.half_shape)
+        return found if self.cost(found) < self.cost(residual) else residual
 
     def from_previous(self, initial: DisplacementField, matrix: NDArray[np.float64]) -> Tensor:
         """A previous field's residual beyond its affine part, in voxels (d,h,w,3)."""
@@ -235,23 +243,17 @@ class Levels:
         return full_field(extended, matrix, self.pair.whole.with_shape((i, j, k)), fixed)
 
 
-def feature_levels(pair: Pair) -> tuple[Tables, Tables]:
-    """MIND-SSC at a half and a quarter of the work grid's resolution, and where it counts.
+def feature_levels(pair: Pair, weight: Tensor) -> tuple[Tables, Tables]:
+    """MIND-SSC at a half and a quarter of the work grid's resolution, and where it counts (`weight` at a half).
 
     Of two views of the moving patient the features' mean is taken: what both show counts most.
     """
     moving, fixed = pooled_mind(pair.moving), pooled_mind(pair.fixed)
     if pair.moving_mr is not None:
         moving = (moving + pooled_mind(pair.moving_mr)) / 2
-    weight = -F.max_pool3d(-pair.weight, 2)
-    half = (to_rows(moving), to_rows(fixed), to_rows(_eroded(weight)))
-    quarter_weight = _eroded(-F.max_pool3d(-weight, 2))
+    half = (to_rows(moving), to_rows(fixed), to_rows(eroded(weight)))
+    quarter_weight = eroded(-F.max_pool3d(-weight, 2))
     return half, (to_rows(F.avg_pool3d(moving, 2)), to_rows(F.avg_pool3d(fixed, 2)), to_rows(quarter_weight))
-
-
-def _eroded(weight: Tensor) -> Tensor:
-    # a patch that reaches into the hole or past the border does not vote either
-    return -F.max_pool3d(-weight, 3, stride=1, padding=1)
 
 
 def _hole(probe_mask: Volume, fixed: Geometry, work: Geometry) -> Tensor:

@@ -12,9 +12,10 @@ import time
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hepalign.inference.sampling import SLAB_VOXELS, index_rows, read_at, smooth, smooth_rows
+from hepalign.inference.sampling import SLAB_VOXELS, from_rows, index_rows, read_at, smooth, smooth_rows, to_rows
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,14 @@ class RefineSettings:
     pool_sigma: float = 2.8
     fluid_sigma: float = 1.15
     elastic_sigma: float = 1.15
-    elastic_share: float = 0.6
-    damping: float = 0.05
+    elastic_share: float = 0.45
+    damping: float = 0.01
     max_step_voxels: float = 0.8
     plateau: float = 2e-3
+
+
+# What precedes the network, at a quarter of the resolution.
+COARSE = RefineSettings(steps=8)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,28 @@ def refine(
         field = update + read_at(field, grid + update)
         field = torch.lerp(field, smooth_rows(field, settings.elastic_sigma), settings.elastic_share)
     return Refined(best, costs[0], min(costs), len(costs) - 1)
+
+
+def coarse_start(features: Tensor, weight: Tensor) -> Tensor:
+    """A registration at half the features' resolution, the network's start: [B,3,d,h,w] in voxels of the features.
+
+    Args:
+        features: [2B,C,d,h,w], B moving ones and then B fixed ones.
+        weight: [B,1,d,h,w], 0 where the images cannot be compared.
+    """
+    batch = len(weight)
+    pooled, trusted = F.avg_pool3d(features, 2), eroded(-F.max_pool3d(-weight, 2))
+    starts = []
+    for row in range(batch):
+        moving, fixed = to_rows(pooled[row : row + 1]), to_rows(pooled[batch + row : batch + row + 1])
+        still = torch.zeros(*fixed.shape[:3], 3)
+        starts.append(from_rows(refine(moving, fixed, to_rows(trusted[row : row + 1]), still, COARSE).field))
+    return 2 * F.interpolate(torch.cat(starts), scale_factor=2, mode="trilinear", align_corners=False)
+
+
+def eroded(weight: Tensor) -> Tensor:
+    """The weight [B,1,D,H,W] eroded by a voxel: a patch that reaches into the hole or past the border does not vote."""
+    return -F.max_pool3d(-weight, 3, stride=1, padding=1)
 
 
 def _normal_equations(warped: Tensor, fixed: Tensor, weight: Tensor) -> tuple[Tensor, float]:

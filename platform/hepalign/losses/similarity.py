@@ -174,11 +174,13 @@ def pooled_mind(image: Tensor) -> Tensor:
 
     The differences are taken between single voxels two apart, before anything is averaged, which keeps the vessels
     that a coarser image has lost: measured on training cases, a registration on it errs by a fifth to a third less
-    than on MIND-SSC of the averaged image, and a little less than with patches of 3³ or 4³ voxels. Even shapes only.
+    than on MIND-SSC of the averaged image. MIND divides by the differences' own mean, so that in flat tissue noise
+    alone would speak as loud as anatomy: a light smoothing before it takes a tenth off the error (measured, pooled
+    over phantoms; none lost on real CT). Even shapes only.
     """
     shape = [n + 4 for n in image.shape[2:]]
     half = [n // 2 for n in image.shape[2:]]
-    padded = F.pad(image, [4] * 6, mode="replicate")
+    padded = F.pad(_binomial(image), [4] * 6, mode="replicate")
 
     def part(offset: list[int]) -> Tensor:
         source = padded
@@ -200,6 +202,17 @@ def pooled_mind(image: Tensor) -> Tensor:
             blocks = _block_sum((part([0, 0, 0]) - part(offset)).square())
             distances += [at(blocks, a), at(blocks, [-q for q in b])]
     return _likeness(torch.cat(distances, 1))
+
+
+def _binomial(image: Tensor) -> Tensor:
+    """Smoothed by (1, 2, 1)/4 along each axis (a deviation of 0.7 voxels), the border's value outside."""
+    for axis in (2, 3, 4):
+        padding = [0] * 6
+        padding[2 * (4 - axis)] = padding[2 * (4 - axis) + 1] = 1
+        padded = F.pad(image, padding, mode="replicate")
+        pairs = padded.narrow(axis, 0, image.shape[axis] + 1) + padded.narrow(axis, 1, image.shape[axis] + 1)
+        image = (pairs.narrow(axis, 0, image.shape[axis]) + pairs.narrow(axis, 1, image.shape[axis])) / 4
+    return image
 
 
 def _block_sum(image: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ After VoxelMorph (Dalca et al. 2018, arXiv 1805.04605), LapIRN's pyramid of resi
 arXiv 2006.16148) and PDD-Net's volumes of matches (Heinrich 2019, arXiv 1907.10931). Both images enter as MIND-SSC
 and intensity at half resolution; level 1 works at a quarter, level 2 at a half; the caller upsamples to full
 resolution, where only the warp is done.
+
+What it predicts is what a coarse registration by Gauss-Newton (`inference.refine.coarse_start`) has left over: the
+moving features come in warped by that. Untrained it adds nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -46,16 +48,22 @@ class RegNetConfig(BaseModel):
     fine_reach: int = Field(1, ge=0, le=2)
 
 
-@dataclass(frozen=True)
-class Velocities:
-    """What the network predicts, in voxels of each level's grid: [B,3,…] at a quarter and a half resolution."""
+def network_inputs(moving: Tensor, fixed: Tensor) -> Tensor:
+    """What `RegNet` takes of unit-scale images [B,1,D,H,W]: [2B,13,D/2,H/2,W/2], the moving ones first.
 
-    quarter: Tensor
-    half: Tensor
+    MIND-SSC and averaged intensity, float32.
+
+    Raises:
+        ValueError: when the shapes differ or are no multiples of 16.
+    """
+    if any(n % 16 for n in fixed.shape[2:]) or moving.shape != fixed.shape:
+        raise ValueError(f"RegNet takes equal shapes in multiples of 16, got {moving.shape} and {fixed.shape}")
+    images = torch.cat([moving, fixed]).float()
+    return torch.cat([pooled_mind(images), F.avg_pool3d(images, 2)], 1)
 
 
 class RegNet(nn.Module):
-    """Maps (moving, fixed) [B,1,D,H,W] to `Velocities`; D, H, W are multiples of 16."""
+    """Maps `network_inputs` [2B,13,d,h,w] to a velocity [B,3,d,h,w] in voxels of that grid."""
 
     def __init__(self, config: RegNetConfig | None = None) -> None:
         super().__init__()
@@ -73,16 +81,11 @@ class RegNet(nn.Module):
         self.fine_sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS))
         self.coarse_velocity = _velocity_head(width)
         self.fine_velocity = _velocity_head(width)
+        # how much of what the matches say is taken, at each level: nothing before it has learned which to believe
+        self.gains = nn.Parameter(torch.zeros(2))
 
-    def forward(self, moving: Tensor, fixed: Tensor) -> Velocities:
-        """Unit-scale images in, velocities out; warps, costs' inputs and velocities stay float32 under autocast."""
-        if any(n % 16 for n in fixed.shape[2:]) or moving.shape != fixed.shape:
-            raise ValueError(f"RegNet takes equal shapes in multiples of 16, got {moving.shape} and {fixed.shape}")
-        mind = pooled_mind(torch.cat([moving, fixed]).float())
-        return self.from_features(torch.cat([mind, F.avg_pool3d(torch.cat([moving, fixed]).float(), 2)], 1))
-
-    def from_features(self, inputs: Tensor) -> Velocities:
-        """Velocities from `pooled_mind` and averaged intensity, [2B,13,D/2,…]: B moving ones, then B fixed ones."""
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Warps, costs' inputs and velocities stay float32 under autocast."""
         batch = inputs.shape[0] // 2
         weight: Tensor = next(self.encode_half.parameters())
         features = self.encode_half(inputs.to(weight.dtype).contiguous(memory_format=torch.channels_last_3d))
@@ -96,19 +99,19 @@ class RegNet(nn.Module):
         matches = match_volume(mind[:batch], mind[batch:], reach)
         context = self.coarse(_joined(MATCH_SCALE * matches, moving_quarter, fixed_quarter))
         logits = self.coarse_sharpness * matches + self.coarse_logits(context).float()
-        velocity_quarter = expected_offset(logits, reach) + self.coarse_velocity(context).float()
+        quarter_velocity = self.gains[0] * expected_offset(logits, reach) + self.coarse_velocity(context).float()
 
         reach = self.config.fine_reach
         # what the fine level sees is given: its gradient through the warp costs much and steers little (as in RAFT)
-        moved = upsample_field(integrate(velocity_quarter.detach()))
+        moved = upsample_field(integrate(quarter_velocity.detach()))
         warped = warp_tensor(torch.cat([moving_half.float(), mind_half[:batch]], 1), moved)
         learned, carried = warped[:, :-MIND_CHANNELS], warped[:, -MIND_CHANNELS:]
         matches = match_volume(carried, mind_half[batch:], reach)
-        velocity = upsample_field(velocity_quarter)
+        velocity = upsample_field(quarter_velocity)
         context = self.fine(_joined(MATCH_SCALE * matches, learned, fixed_half, velocity.detach()))
         logits = self.fine_sharpness * matches + self.fine_logits(context).float()
-        velocity = velocity + expected_offset(logits, reach) + self.fine_velocity(context).float()
-        return Velocities(velocity_quarter, velocity)
+        found: Tensor = velocity + self.gains[1] * expected_offset(logits, reach) + self.fine_velocity(context).float()
+        return found
 
 
 class _CoarseUNet(nn.Module):

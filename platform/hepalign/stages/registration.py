@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -16,11 +17,12 @@ from torch.optim import AdamW, Optimizer
 from hepalign.cases.case import Split
 from hepalign.cases.cohort import Cohort
 from hepalign.cases.registration_data import RegistrationData, registration_loader
+from hepalign.inference.refine import coarse_start, eroded
 from hepalign.losses.regularisation import bending_energy, diffusion
-from hepalign.losses.similarity import lncc_loss, pooled_mind, weighted_mean
+from hepalign.losses.similarity import MIND_CHANNELS, lncc_loss, weighted_mean
 from hepalign.nets.checkpoint import unwrap
 from hepalign.nets.precision import autocast, channels_last
-from hepalign.nets.regnet import RegNet, RegNetConfig, Velocities, upsample_field
+from hepalign.nets.regnet import RegNet, RegNetConfig, network_inputs, upsample_field
 from hepalign.stages.pictures import montage
 from hepalign.stages.stage import Batch, Update
 from hepalign.transform.velocity import integrate
@@ -33,8 +35,8 @@ class RegistrationLosses(BaseModel):
     Args:
         mind: mean squared MIND-SSC difference at half resolution, outside hole and borders.
         lncc: local normalised cross-correlation there (the paper's S); blind to no contrast change.
-        diffusion: squared slope of the velocity.
-        bending: bending energy of the velocity.
+        diffusion: squared slope of the network's velocity.
+        bending: its bending energy.
         endpoint: end-point error in mm where the truth is known.
         liver_share: how much more the liver weighs in the end-point error than the rest of the body.
         dice: soft Dice loss of the warped liver where both livers are known.
@@ -75,6 +77,23 @@ class RegistrationConfig(BaseModel):
     losses: RegistrationLosses = RegistrationLosses()
     optimizer: RegistrationOptimizer = RegistrationOptimizer()
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """One batch at half resolution, in voxels of that.
+
+    Args:
+        velocity: the network's [B,3,d,h,w].
+        displacement: of coarse start and network together.
+        features: `network_inputs` of the images as they came.
+        weight: [B,1,d,h,w], 1 where they can be compared.
+    """
+
+    velocity: Tensor
+    displacement: Tensor
+    features: Tensor
+    weight: Tensor
 
 
 class RegistrationStage:
@@ -130,10 +149,7 @@ class RegistrationStage:
 
     def updates(self, batch: Batch) -> Iterator[Update]:
         """One step on all terms that this batch can give."""
-        moving, fixed = self._images(batch, "moving", "fixed")
-        with autocast(self.device):
-            velocities: Velocities = self._net(moving, fixed)
-        terms = self._terms(batch, moving, fixed, velocities)
+        terms = self._terms(batch, self._predicted(self._net, batch))
         weights = self.config.losses.model_dump()
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         yield Update(self._optimizer, loss, {name: term.detach() for name, term in terms.items()})
@@ -141,12 +157,8 @@ class RegistrationStage:
     @torch.no_grad()
     def score(self, batch: Batch) -> dict[str, float]:
         """End-point error in liver and body (mm) and the warped liver's Dice; they know no loss weights."""
-        moving, fixed, mask, liver, moving_liver, truth = self._images(
-            batch, "moving", "fixed", "fixed_mask", "fixed_liver", "moving_liver", "field"
-        )
-        with autocast(self.device):
-            velocities: Velocities = unwrap(self._net)(moving, fixed)
-        field = upsample_field(integrate(velocities.half))
+        mask, liver, moving_liver, truth = self._images(batch, "fixed_mask", "fixed_liver", "moving_liver", "field")
+        field = upsample_field(self._predicted(unwrap(self._net), batch).displacement)
         error_mm = (field - truth).norm(dim=1, keepdim=True) * self.config.data.spacing_mm
         known = self._flag(batch, "has_field")
         inside = liver if float((liver * known).sum()) > 0 else mask
@@ -161,36 +173,41 @@ class RegistrationStage:
     def pictures(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         """The moving image before and after, and the fixed one."""
         moving, fixed = self._images(batch, "moving", "fixed")
-        with autocast(self.device):
-            velocities: Velocities = unwrap(self._net)(moving, fixed)
-        warped = warp_tensor(moving, upsample_field(integrate(velocities.half)))
+        warped = warp_tensor(moving, upsample_field(self._predicted(unwrap(self._net), batch).displacement))
         return {"moving_warped_fixed": montage([moving, warped, fixed])}
 
-    def _terms(self, batch: Batch, moving: Tensor, fixed: Tensor, velocities: Velocities) -> dict[str, Tensor]:
+    def _predicted(self, net: nn.Module, batch: Batch) -> _Predicted:
+        """The coarse start, and what the network makes of what that has left over."""
+        moving, fixed, mask = self._images(batch, "moving", "fixed", "fixed_mask")
+        features, weight = network_inputs(moving, fixed), -F.max_pool3d(-mask, 2)
+        # made in inference mode: only its copy may enter a differentiated computation
+        start = coarse_start(features[:, :MIND_CHANNELS], weight).clone()
+        seen = torch.cat([warp_tensor(features[: len(moving)], start), features[len(moving) :]])
+        with autocast(self.device):
+            velocity = net(seen)
+        added = integrate(velocity.float())
+        return _Predicted(velocity.float(), added + warp_tensor(start, added), features, eroded(weight))
+
+    def _terms(self, batch: Batch, predicted: _Predicted) -> dict[str, Tensor]:
         """The named, unweighted terms, in float32 at half resolution."""
-        weights = self.config.losses
+        weights, displacement = self.config.losses, predicted.displacement
         mask, liver, moving_liver, truth = self._images(batch, "fixed_mask", "fixed_liver", "moving_liver", "field")
-        velocity = velocities.half.float()
-        displacement = integrate(velocity)
-        trusted = _eroded(-F.max_pool3d(-mask, 2))
+        moving, fixed = predicted.features.chunk(2)
         terms: dict[str, Tensor] = {}
         if weights.mind:
             # the measure that refinement goes on with: the features themselves are warped
-            features = pooled_mind(torch.cat([moving, fixed]))
-            warped, target = warp_tensor(features[: len(moving)], displacement), features[len(moving) :]
-            terms["mind"] = weighted_mean((warped - target).square(), trusted)
+            difference = warp_tensor(moving[:, :MIND_CHANNELS], displacement) - fixed[:, :MIND_CHANNELS]
+            terms["mind"] = weighted_mean(difference.square(), predicted.weight)
         if weights.lncc:
-            warped = warp_tensor(F.avg_pool3d(moving, 2), displacement)
-            terms["lncc"] = 1 + lncc_loss(warped, F.avg_pool3d(fixed, 2), 7, trusted)
+            warped = warp_tensor(moving[:, MIND_CHANNELS:], displacement)
+            terms["lncc"] = 1 + lncc_loss(warped, fixed[:, MIND_CHANNELS:], 7, predicted.weight)
         if weights.diffusion:
-            terms["diffusion"] = diffusion(velocity)
+            terms["diffusion"] = diffusion(predicted.velocity)
         if weights.bending:
-            terms["bending"] = bending_energy(velocity)
+            terms["bending"] = bending_energy(predicted.velocity)
         if weights.endpoint:
             importance = (mask + weights.liver_share * liver) * self._flag(batch, "has_field")
             terms["endpoint"] = self._endpoint(displacement, truth, importance)
-            quarter = upsample_field(integrate(velocities.quarter.float()))
-            terms["endpoint"] = terms["endpoint"] + 0.3 * self._endpoint(quarter, truth, importance)
         if weights.dice:
             known = self._flag(batch, "has_liver")
             carried = warp_tensor(F.avg_pool3d(moving_liver, 2), displacement) * known
@@ -209,7 +226,3 @@ class RegistrationStage:
 
     def _images(self, batch: Batch, *names: str) -> list[Tensor]:
         return [cast("Tensor", batch[name]).to(self.device, non_blocking=True).float() for name in names]
-
-
-def _eroded(weight: Tensor) -> Tensor:
-    return -F.max_pool3d(-weight, 3, stride=1, padding=1)

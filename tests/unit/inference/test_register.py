@@ -32,7 +32,7 @@ def test_refinement_finds_the_warp_without_a_fold_and_says_how(bundle: Bundle, p
     done = register(bundle, pair.moving, pair.fixed, probe_mask=pair.probe_mask, moving_label=pair.liver)
     assert pair.error_mm(done.field) < 0.4 * pair.error_mm(done.field.identity(pair.fixed.geometry))
     assert not fold_mask(done.field).any()
-    assert done.method == "affine+network+refine"
+    assert done.method == "affine+coarse+network+refine"
     assert done.quality["similarity_after"] > done.quality["similarity_before"]
     done.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -53,7 +53,7 @@ def test_the_same_call_gives_the_same_field(bundle: Bundle, pair: SmallPair) -> 
 def test_a_warm_start_goes_on_from_the_previous_field(bundle: Bundle, pair: SmallPair) -> None:
     first = register(bundle, pair.moving, pair.fixed, probe_mask=pair.probe_mask)
     again = register(bundle, pair.moving, pair.fixed, probe_mask=pair.probe_mask, engine="fast", initial=first.field)
-    assert again.method == "previous"
+    assert again.method == "previous+short-refine"
     assert pair.error_mm(again.field) == pytest.approx(pair.error_mm(first.field), abs=0.2)
 
 

@@ -3,45 +3,56 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hepalign.nets.regnet import RegNet, RegNetConfig, expected_offset, match_volume, upsample_field
+from hepalign.nets.regnet import RegNet, RegNetConfig, expected_offset, match_volume, network_inputs, upsample_field
 from hepalign.transform.velocity import integrate
 
 SMALL = RegNetConfig(encoder_channels=4, level_channels=8, coarse_reach=1, fine_reach=1)
 
 
-def images(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    a, b = torch.rand(2, 1, 1, 32, 32, 16, generator=generator)
-    return a, b
+def inputs() -> torch.Tensor:
+    a, b = torch.rand(2, 1, 1, 32, 32, 16, generator=torch.Generator().manual_seed(0))
+    return network_inputs(a, b)
 
 
-def test_equal_images_start_near_the_identity_and_it_predicts_at_a_quarter_and_a_half() -> None:
+def learned() -> RegNet:
+    """A network as a training leaves it: matches are believed, heads say something."""
     torch.manual_seed(0)
-    image, _ = images()
-    velocities = RegNet(SMALL)(image, image)
-    assert velocities.quarter.shape == (1, 3, 8, 8, 4)
-    assert velocities.half.shape == (1, 3, 16, 16, 8)
-    assert velocities.half.abs().mean() < 0.2
-    assert velocities.half.dtype == torch.float32
+    net = RegNet(SMALL)
+    torch.nn.init.ones_(net.gains)
+    for head in (net.coarse_velocity, net.fine_velocity):
+        torch.nn.init.normal_(head.weight, std=0.02)
+    return net
+
+
+def test_untrained_it_adds_nothing() -> None:
+    torch.manual_seed(0)
+    velocity = RegNet(SMALL)(inputs())
+    assert velocity.shape == (1, 3, 16, 16, 8)
+    assert velocity.abs().max() < 0.01
+    assert velocity.dtype == torch.float32
 
 
 def test_every_parameter_learns() -> None:
-    torch.manual_seed(0)
-    net = RegNet(SMALL)
-    net(*images()).half.square().sum().backward()
+    net = learned()
+    net(inputs()).square().sum().backward()
     missing = [name for name, p in net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert missing == []
 
 
-def test_bfloat16_gives_the_float32_field_within_its_tolerance() -> None:
+def test_the_gains_learn_from_the_first_step_on() -> None:
     torch.manual_seed(0)
-    net = RegNet(SMALL).eval()
-    for head in (net.coarse_velocity, net.fine_velocity):
-        torch.nn.init.normal_(head.weight, std=0.02)
+    net = RegNet(SMALL)
+    (net(inputs()) - 1).square().sum().backward()
+    assert net.gains.grad is not None
+    assert (net.gains.grad != 0).all()
+
+
+def test_bfloat16_gives_the_float32_field_within_its_tolerance() -> None:
+    net = learned().eval()
     with torch.inference_mode():
-        exact = net(*images()).half
+        exact = net(inputs())
         with torch.autocast("cpu", torch.bfloat16):
-            rough = net(*images()).half
+            rough = net(inputs())
     assert (exact - rough).norm() < 0.03 * exact.norm()
 
 
@@ -51,7 +62,7 @@ def test_upsampling_doubles_displacements_in_voxels() -> None:
 
 def test_ill_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 16"):
-        RegNet(SMALL)(torch.zeros(1, 1, 24, 32, 32), torch.zeros(1, 1, 24, 32, 32))
+        network_inputs(torch.zeros(1, 1, 24, 32, 32), torch.zeros(1, 1, 24, 32, 32))
 
 
 @pytest.mark.parametrize("shift", [(1, 0, 0), (0, -2, 1)])
@@ -69,11 +80,13 @@ def test_equal_logits_expect_no_offset() -> None:
     assert torch.allclose(expected_offset(torch.zeros(1, 27, 2, 2, 2), 1), torch.zeros(1, 3, 2, 2, 2), atol=1e-6)
 
 
-def test_an_untrained_network_already_finds_part_of_a_shift() -> None:
+def test_believed_matches_find_part_of_a_shift() -> None:
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(1, 1, 16, 16, 16, generator=generator)
     moving = torch.nn.functional.interpolate(coarse, size=(48, 48, 48), mode="trilinear")
     fixed = torch.roll(moving, -4, dims=2)
+    net = RegNet()
+    torch.nn.init.ones_(net.gains)
     with torch.no_grad():
-        field = 2 * integrate(RegNet()(moving, fixed).half)
+        field = 2 * integrate(net(network_inputs(moving, fixed)))
     assert float(field[0, 0, 6:-6, 6:-6, 6:-6].mean()) > 2.0

@@ -11,7 +11,7 @@ from hepalign.transform.warp import warp_tensor
 def batch(shape: tuple[int, int, int] = (32, 32, 16), *, truth: bool = True, liver: bool = True) -> Batch:
     """A textured image and itself shifted by two voxels along the first axis."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.nn.functional.avg_pool3d(torch.rand(1, 1, *shape, generator=generator), 3, 1, 1) * 4 - 2
+    image = torch.nn.functional.avg_pool3d(torch.rand(1, 1, *shape, generator=generator), 5, 1, 2) * 4 - 2
     field = torch.zeros(1, 3, *shape)
     field[:, 0] = 2.0
     mask = torch.zeros(1, 1, *shape)
@@ -47,8 +47,8 @@ def test_a_few_steps_lower_the_end_point_error() -> None:
     # below 48 voxels torch's bfloat16 weight gradients on the CPU read memory that nobody wrote
     one, data = stage(), batch((48, 48, 32))
     before = one.score(data)["liver_error_mm"]
-    # 6 mm were applied; matching alone, without any training, finds the better part of it
-    assert before < 3.0
+    # 6 mm were applied; the coarse start alone, without any training, finds part of it
+    assert before < 4.5
     for _ in range(60):
         step(one, data)
     assert one.score(data)["liver_error_mm"] < 0.7 * before

@@ -13,7 +13,7 @@ from toy_stage import ToyConfig, ToyStage
 
 from hepalign.nets.cyclegan import GeneratorConfig, ResNetGenerator
 from hepalign.nets.partial_conv import PConvUNet
-from hepalign.nets.regnet import RegNet, RegNetConfig
+from hepalign.nets.regnet import RegNet, RegNetConfig, network_inputs
 from hepalign.nets.unet import InpaintingNetConfig
 from hepalign.training.loop import fit, seed_everything
 from hepalign.training.recompute import blocks, recompute_activations
@@ -39,7 +39,7 @@ def synthesis() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 def registration() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
     moving = torch.sin(torch.arange(2 * 16**3.0)).reshape(SHAPE)
     net = RegNet(RegNetConfig(encoder_channels=4, level_channels=8))
-    return net, lambda used: used(moving, moving.flip(2)).half.square().mean()
+    return net, lambda used: used(network_inputs(moving, moving.flip(2))).square().mean()
 
 
 def kept_bytes_and_loss(net: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> tuple[int, Tensor]:
