@@ -21,7 +21,7 @@ SHAPE, SPACING_MM = (128, 128, 96), 2.8
 # Cases and first seed of each cohort that is trained on, and of those that are only tested on.
 PHANTOMS, RANDOMISED = (24, 51000), (12, 53000)
 PAIRS, PAIRS_IN_OTHER_PHASES = (8, 52000), (8, 52500)
-TEST_PHANTOMS, TEST_PAIRS = (10, 61000), (6, 62000)
+TEST_PHANTOMS, TEST_PAIRS = (10, 71000), (6, 72000)
 
 
 def reproduce(out: Path) -> Path:

@@ -103,17 +103,18 @@ def _untrained(name: str, bundle: Bundle, running: Running, *, engine: Engine) -
     return proposed_method(untrained_bundle(bundle, running.seed), engine, running, name=name, family="ablation")
 
 
-def _raw_ict(name: str, bundle: Bundle, *, masked: bool) -> Method:
+def _raw_ict(name: str, bundle: Bundle, *, masked: bool, engine: Engine = "refine") -> Method:
     def solve(patient: Patient) -> Answer:
         if "pCT-iCT" not in patient.pairs():
             return Answer()
         started = time.perf_counter()
         mask = patient.mask("ict_probe_mask") if masked else None
-        found = register(bundle, patient.volume("pct"), patient.volume("ict"), engine="refine", probe_mask=mask)
+        found = register(bundle, patient.volume("pct"), patient.volume("ict"), engine=engine, probe_mask=mask)
         return Answer({"pCT-iCT": Solved(found.field, time.perf_counter() - started, found.timings)})
 
     seen = "told where the probe is" if masked else "not told where the probe is"
-    return Method(name, "ablation", f"release {bundle.name}: the iCT as it is, not inpainted, {seen}; refined", solve)
+    about = f"release {bundle.name}: the iCT as it is, not inpainted, {seen}; engine {engine}"
+    return Method(name, "ablation", about, solve)
 
 
 def _no_inpainting(name: str, bundle: Bundle, running: Running) -> Method:
@@ -124,6 +125,15 @@ def _no_inpainting(name: str, bundle: Bundle, running: Running) -> Method:
 def _mask_only(name: str, bundle: Bundle, running: Running) -> Method:
     del running
     return _raw_ict(name, bundle, masked=True)
+
+
+def _network(name: str, bundle: Bundle, running: Running) -> Method:
+    del running
+    return _raw_ict(name, bundle, masked=True, engine="network")
+
+
+def _untrained_network(name: str, bundle: Bundle, running: Running) -> Method:
+    return _network(name, untrained_bundle(bundle, running.seed), running)
 
 
 def _ants_planning(name: str, bundle: Bundle, running: Running) -> Method:
@@ -190,6 +200,8 @@ def _peer_on_inpainted(peer: str, name: str, bundle: Bundle, running: Running) -
 VARIANTS: dict[str, Maker] = {
     "untrained": partial(_untrained, engine="refine"),
     "untrained-fast": partial(_untrained, engine="fast"),
+    "network": _network,
+    "untrained-network": _untrained_network,
     "no-inpainting": _no_inpainting,
     "mask-only": _mask_only,
     "ants-planning": _ants_planning,

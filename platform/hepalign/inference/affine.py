@@ -2,7 +2,8 @@
 
 Coarse pyramid: translations by masked correlation over every offset at once (Padfield 2012, doi
 10.1109/TIP.2011.2181402) for a handful of orientations; the best few refined rigidly, the winner affinely, by
-Gauss-Newton on the sum of squared differences of MIND-SSC and wide-window intensity.
+Gauss-Newton on the sum of squared differences of MIND-SSC and wide-window intensity. Between MR and CT the bodies'
+outlines are searched with and MIND-SSC alone is compared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
-from hepalign.image.intensity import ct_to_unit
+from hepalign.image.intensity import SOFT_TISSUE_WINDOW_HU, ct_to_unit, normalise_mr
 from hepalign.image.volume import Volume
 from hepalign.inference.sampling import Places
 from hepalign.inference.workgrid import coarsened, resized
@@ -39,6 +40,9 @@ SURE_SCORE = 0.93
 # Voxels added around the fixed grid when the moving image is brought onto it.
 PADDING = 4
 AIR_UNIT = -0.6
+# What belongs to the body, roughly: above an MR's background, above air and lung.
+MR_BODY_UNIT = -0.8
+CT_BODY_HU = -300.0
 OUT_OF_VIEW_COST = 0.2
 # Boxes that share less than this part of the smaller one hold different anatomy, or one of them lies elsewhere.
 MIN_BOX_OVERLAP = 0.02
@@ -77,33 +81,78 @@ class _Level:
         return cost, residual, slope.transpose(1, 2) @ torch.from_numpy(self.to_index[:3, :3]).float()
 
 
-def affine_start(
-    moving: Volume,
-    fixed: Volume,
-    *,
-    fixed_valid: Volume | None = None,
-    window_hu: tuple[float, float] | None = AFFINE_WINDOW_HU,
-) -> AffineStart:
-    """Align `moving` to `fixed` by an affine map.
+@dataclass(frozen=True)
+class _Views:
+    """Two images as they are compared, unit-scaled and coarse.
 
     Args:
-        moving: CT in HU (or any unit-scaled image with `window_hu` None).
+        moving: by Gauss-Newton, as MIND-SSC.
         fixed: the same.
+        moving_search: by correlation, in the search.
+        fixed_search: the same.
+        intensity: whether the unit intensities themselves are compared as well, which one modality allows.
+        fixed_valid: where the fixed image may be trusted; on any grid of the same box.
+    """
+
+    moving: Volume
+    fixed: Volume
+    moving_search: Volume
+    fixed_search: Volume
+    intensity: bool
+    fixed_valid: Volume | None
+
+    def features(self, unit: Tensor) -> Tensor:
+        """Channels [1,C,D,H,W] of a unit image [1,1,D,H,W]."""
+        return torch.cat([mind_ssc(unit), unit], 1) if self.intensity else mind_ssc(unit)
+
+
+def affine_start(moving: Volume, fixed: Volume, *, fixed_valid: Volume | None = None) -> AffineStart:
+    """Align a CT to a CT by an affine map.
+
+    Args:
+        moving: HU.
+        fixed: HU.
         fixed_valid: where the fixed image may be trusted (not metal, not artefact); on any grid of the same box.
-        window_hu: the intensity window of both.
 
     Raises:
         BadInputError: `no_overlap` when the two fields of view do not meet.
     """
     require_overlap(moving.geometry, fixed.geometry)
-    moving, fixed = (coarsened(image, LEVELS_MM[1]) for image in (moving, fixed))
-    best = min(
-        (_rigid(_Turned.of(moving, fixed, start, window_hu), fixed, fixed_valid, window_hu) for start in
-         _search(moving, fixed, window_hu)),
-        key=lambda found: found.cost,
-    )  # fmt: skip
+    seen = [_unit_ct(coarsened(image, LEVELS_MM[1]), AFFINE_WINDOW_HU) for image in (moving, fixed)]
+    return _aligned(_Views(seen[0], seen[1], seen[0], seen[1], intensity=True, fixed_valid=fixed_valid))
+
+
+def affine_start_mr(moving: Volume, fixed: Volume) -> AffineStart:
+    """Align an MR to a CT by an affine map, through no synthetic CT, which may be wrong: bodies first, then MIND-SSC.
+
+    Args:
+        moving: MR, any unit.
+        fixed: HU.
+
+    Raises:
+        BadInputError: `no_overlap`, `constant_volume`.
+    """
+    require_overlap(moving.geometry, fixed.geometry)
+    scaled, _ = normalise_mr(moving)
+    mr, ct = coarsened(moving.with_data(scaled), LEVELS_MM[1]), coarsened(fixed, LEVELS_MM[1])
+    bodies = [_two_valued(mr, MR_BODY_UNIT), _two_valued(ct, CT_BODY_HU)]
+    seen = _unit_ct(ct, SOFT_TISSUE_WINDOW_HU)
+    return _aligned(_Views(mr, seen, bodies[0], bodies[1], intensity=False, fixed_valid=None))
+
+
+def _unit_ct(volume: Volume, window_hu: tuple[float, float]) -> Volume:
+    return volume.with_data(ct_to_unit(volume.as_float(), window_hu))
+
+
+def _two_valued(volume: Volume, threshold: float) -> Volume:
+    return volume.with_data(np.where(volume.as_float() > threshold, np.float32(1), np.float32(-1)))
+
+
+def _aligned(views: _Views) -> AffineStart:
+    starts = _search(views.moving_search, views.fixed_search)
+    best = min((_rigid(_Turned.of(views, start), views) for start in starts), key=lambda found: found.cost)
     matrix, _ = _gauss_newton(best.level, best.matrix, steps=STEPS[0], rigid=False)
-    fine = _level(best.turned, LEVELS_MM[1], fixed, fixed_valid, window_hu)
+    fine = _level(best.turned, LEVELS_MM[1], views)
     matrix, cost = _gauss_newton(fine, matrix, steps=STEPS[1], rigid=False)
     return AffineStart(best.turned.start @ matrix, 1.0 - cost)
 
@@ -118,12 +167,11 @@ class _Turned:
     start: NDArray[np.float64]
 
     @classmethod
-    def of(
-        cls, moving: Volume, fixed: Volume, start: NDArray[np.float64], window_hu: tuple[float, float] | None
-    ) -> _Turned:
-        i, j, k = (n + 2 * PADDING for n in fixed.geometry.shape)
-        onto = fixed.geometry.crop((-PADDING, -PADDING, -PADDING), (i, j, k))
-        unit, geometry = _unit(moving, LEVELS_MM[1], window_hu)
+    def of(cls, views: _Views, start: NDArray[np.float64]) -> _Turned:
+        fixed = views.fixed.geometry
+        i, j, k = (n + 2 * PADDING for n in fixed.shape)
+        onto = fixed.crop((-PADDING, -PADDING, -PADDING), (i, j, k))
+        unit, geometry = _coarse(views.moving, LEVELS_MM[1])
         values, inside = _resampled(unit, geometry, onto, start)
         return cls(values[None, None], inside[None, None], onto, start)
 
@@ -138,8 +186,8 @@ class _Rigid:
     cost: float
 
 
-def _rigid(turned: _Turned, fixed: Volume, valid: Volume | None, window_hu: tuple[float, float] | None) -> _Rigid:
-    level = _level(turned, LEVELS_MM[0], fixed, valid, window_hu)
+def _rigid(turned: _Turned, views: _Views) -> _Rigid:
+    level = _level(turned, LEVELS_MM[0], views)
     return _Rigid(turned, level, *_gauss_newton(level, np.eye(4), steps=STEPS[0], rigid=True))
 
 
@@ -156,47 +204,40 @@ def require_overlap(moving: Geometry, fixed: Geometry) -> None:
         )
 
 
-def _unit(volume: Volume, spacing_mm: float, window_hu: tuple[float, float] | None) -> tuple[Tensor, Geometry]:
+def _coarse(volume: Volume, spacing_mm: float) -> tuple[Tensor, Geometry]:
     coarse = coarsened(volume, spacing_mm)
-    data = torch.from_numpy(np.ascontiguousarray(coarse.data, dtype=np.float32))[None, None]
-    return (data if window_hu is None else ct_to_unit(data, window_hu)), coarse.geometry
+    return torch.from_numpy(np.ascontiguousarray(coarse.data, dtype=np.float32))[None, None], coarse.geometry
 
 
-def _level(
-    turned: _Turned, spacing_mm: float, fixed: Volume, valid: Volume | None, window_hu: tuple[float, float] | None
-) -> _Level:
-    fixed_unit, fixed_geometry = _unit(fixed, spacing_mm, window_hu)
+def _level(turned: _Turned, spacing_mm: float, views: _Views) -> _Level:
+    fixed_unit, fixed_geometry = _coarse(views.fixed, spacing_mm)
     weight = F.max_pool3d((fixed_unit > AIR_UNIT).float(), 3, stride=1, padding=1)
-    if valid is not None:
-        weight = weight * resized(_unit(valid, spacing_mm, None)[0], fixed_geometry.shape)
+    if views.fixed_valid is not None:
+        weight = weight * resized(_coarse(views.fixed_valid, spacing_mm)[0], fixed_geometry.shape)
     keep = (weight[0, 0] > 0.05).nonzero()
     keep = keep[:: max(1, len(keep) // MAX_POINTS)]
     at = (keep[:, 0], keep[:, 1], keep[:, 2])
     factor = max(1.0, spacing_mm / LEVELS_MM[1])
     i, j, k = (max(1, round(n / factor)) for n in turned.geometry.shape)
-    features = _features(resized(turned.unit, (i, j, k)))[0]
+    features = views.features(resized(turned.unit, (i, j, k)))[0]
     slopes = torch.gradient(features, dim=(1, 2, 3))
     inside = resized(turned.inside, (i, j, k))[0]
     return _Level(
         world=fixed_geometry.index_to_world(keep.numpy()),
-        target=_features(fixed_unit)[0].permute(1, 2, 3, 0)[at],
+        target=views.features(fixed_unit)[0].permute(1, 2, 3, 0)[at],
         weight=weight[0, 0][at][:, None],
         table=torch.cat([features, *slopes, inside]).permute(1, 2, 3, 0).contiguous(),
         to_index=np.asarray(np.linalg.inv(turned.geometry.with_shape((i, j, k)).affine), dtype=np.float64),
     )
 
 
-def _features(unit: Tensor) -> Tensor:
-    return torch.cat([mind_ssc(unit), unit], 1)
-
-
-def _search(moving: Volume, fixed: Volume, window_hu: tuple[float, float] | None) -> list[NDArray[np.float64]]:
+def _search(moving: Volume, fixed: Volume) -> list[NDArray[np.float64]]:
     """The best starts over orientations x every translation, by masked correlation at a very coarse level.
 
     A patient who lies as before is found at once; only a poor correlation opens the search over orientations.
     """
-    fixed_unit, grid = _unit(fixed, SEARCH_SPACING_MM, window_hu)
-    moving_unit, moving_grid = _unit(moving, SEARCH_SPACING_MM, window_hu)
+    fixed_unit, grid = _coarse(fixed, SEARCH_SPACING_MM)
+    moving_unit, moving_grid = _coarse(moving, SEARCH_SPACING_MM)
     extent = max(*grid.extent_mm, *moving_grid.extent_mm)
     cube = _centred(Geometry.from_spacing((int(np.ceil(extent / SEARCH_SPACING_MM)),) * 3, SEARCH_SPACING_MM), grid)
     target = _Spectra.of(*_resampled(fixed_unit, grid, cube, np.eye(4)))

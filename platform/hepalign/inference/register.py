@@ -18,12 +18,13 @@ from torch import Tensor
 from hepalign.errors import UsageError
 from hepalign.image.nifti import write_nifti
 from hepalign.image.volume import Volume
-from hepalign.inference.affine import affine_start, require_overlap
+from hepalign.inference.affine import affine_start, affine_start_mr, require_overlap
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.folding import corner_determinants
 from hepalign.inference.pair import LONG, SHORT, Levels, make_pair
 from hepalign.inference.provenance import CONVENTION, provenance
 from hepalign.inference.quality import Evidence, error_model, judge
+from hepalign.inference.refine import RefineSettings
 from hepalign.inference.sampling import index_rows, read_at, to_rows
 from hepalign.nets.precision import autocast
 from hepalign.nets.regnet import RegNet
@@ -33,7 +34,13 @@ from hepalign.transform.jacobian import jacobian_determinants
 from hepalign.transform.velocity import integrate
 from hepalign.transform.warp import outside_grid, warp
 
-Engine = Literal["fast", "refine"]
+Engine = Literal["network", "fast", "refine"]
+# How far each engine refines what the network found: its name in `method`, and the steps.
+REFINEMENT: dict[Engine, tuple[str, RefineSettings] | None] = {
+    "network": None,
+    "fast": ("short-refine", SHORT),
+    "refine": ("refine", LONG),
+}
 # The network's field is not believed when more than this part of its voxels fold before repair.
 FOLDING_LIMIT = 0.02
 
@@ -109,21 +116,22 @@ def register(
         bundle: gives the registration network.
         moving: HU, any grid.
         fixed: HU, any grid; the field lives on it.
-        engine: `fast` is affine + network; `refine` refines the network's field on this pair.
+        engine: `network` is affine, coarse start and network; `fast` refines that shortly, `refine` longer.
         probe_mask: where the fixed image shows probe and artefact: nothing there is compared.
         moving_label: a label map to carry along.
         initial: a field of the same patient's previous image (same scanner frame) to start from.
         budget_s: seconds after which refinement stops with what it has.
-        moving_mr: where `moving` is a synthetic CT, the MR it was made from: its own structure counts as well.
+        moving_mr: where `moving` is a synthetic CT, the MR it was made from: its own structure counts most.
 
     Raises:
         BadInputError: `no_overlap`.
         UsageError: `unknown_engine`.
     """
-    if engine not in ("fast", "refine"):
-        raise UsageError(f"no registration engine is called {engine!r}; choose fast or refine", code="unknown_engine")
+    if engine not in REFINEMENT:
+        names = ", ".join(REFINEMENT)
+        raise UsageError(f"no registration engine is called {engine!r}; there are {names}", code="unknown_engine")
     clock = Clock(budget_s)
-    matrix = start_matrix(moving, fixed, probe_mask, initial)
+    matrix = start_matrix(moving, fixed, probe_mask, initial, moving_mr)
     clock.mark("affine")
     done = deform(
         bundle, moving, fixed, matrix, engine=engine, probe_mask=probe_mask, moving_label=moving_label,
@@ -133,12 +141,21 @@ def register(
 
 
 def start_matrix(
-    moving: Volume, fixed: Volume, probe_mask: Volume | None, initial: DisplacementField | None
+    moving: Volume,
+    fixed: Volume,
+    probe_mask: Volume | None,
+    initial: DisplacementField | None,
+    moving_mr: Volume | None = None,
 ) -> NDArray[np.float64]:
-    """The affine start (4 x 4, fixed world to moving world), or the previous field's."""
+    """The affine start (4 x 4, fixed world to moving world), or the previous field's; the MR's own where there is one.
+
+    A synthetic CT that went wrong cannot lead astray what does not look at it.
+    """
     require_overlap(moving.geometry, fixed.geometry)
     if initial is not None:
         return initial.linear
+    if moving_mr is not None:
+        return affine_start_mr(moving_mr, fixed).matrix
     valid = None if probe_mask is None else probe_mask.with_data(1.0 - probe_mask.as_mask().astype(np.float32))
     return affine_start(moving, fixed, fixed_valid=valid).matrix
 
@@ -175,9 +192,12 @@ def deform(
             residual, engine = start, "refine"
             warnings.append(complaint)
         clock.mark("network")
-    residual = levels.refine(residual, LONG if engine == "refine" else SHORT, clock.deadline)
-    method.append("refine" if engine == "refine" else "short-refine")
-    clock.mark("refine")
+    refinement = REFINEMENT[engine]
+    if refinement is not None:
+        name, settings = refinement
+        residual = levels.refine(residual, settings, clock.deadline)
+        method.append(name)
+        clock.mark("refine")
     failed = None if torch.isfinite(residual).all() else "no registration could be computed"
     residual, field = levels.unfolded_field(still if failed else residual, matrix, fixed.geometry)
     clock.mark("field")

@@ -7,7 +7,7 @@ from small_pairs import body_ct
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
-from hepalign.inference.affine import affine_start
+from hepalign.inference.affine import affine_start, affine_start_mr
 from hepalign.transform.linear import rotation
 
 BIG = (40, 40, 32)
@@ -36,6 +36,17 @@ def test_a_moved_patient_is_found(angles_deg: tuple[int, ...], shift_mm: tuple[i
     # a quarter of a voxel of the images, a sixth of the coarsest level's
     assert error_mm(ct, start.matrix, truth) < 2.0
     assert start.similarity > 0.95
+
+
+def test_an_mr_is_found_by_its_body_and_structure_alone() -> None:
+    ct = body_ct(3, BIG, 8.0)
+    truth = rotation((8, -5, 6))
+    truth[:3, 3] += (20, -15, 12)
+    hu = ct.as_float()
+    # fluid bright, bone dark, lung and air black, in units of its own
+    mr = ct.with_data(np.where(hu > -500, 400 - np.clip(hu, -150, 300), 0).astype(np.float32))
+    start = affine_start_mr(moved(mr, truth), ct)
+    assert error_mm(ct, start.matrix, truth) < 4.0
 
 
 def test_images_that_lie_apart_are_refused() -> None:

@@ -16,8 +16,8 @@ from hepalign.errors import BadInputError
 
 STAGES = ("synthesis", "inpainting", "registration")
 SEED = 100
-# the same networks as they start a training, with both engines
-UNTRAINED = {word: word for word in ("untrained", "untrained-fast")}
+# the chain with its networks as they start a training; the registration network alone, with nothing refined after it
+ABLATIONS = {word: word for word in ("untrained", "network", "untrained-network")}
 POLICY = Path("mlflow/demo-promotion.yaml")
 
 
@@ -142,7 +142,7 @@ class Journey:
                 continue
             evaluation = evaluate_release(
                 str(self.cohort(name)), str(self.out / "release"), self.out / "evaluation" / name, split="test",
-                baselines=list(self.size.baselines), ablate=UNTRAINED, workers=_cores(), both_ways=False,
+                baselines=list(self.size.baselines), ablate=ABLATIONS, workers=_cores(), both_ways=False,
             )  # fmt: skip
             tables[name] = evaluation.summary()
             failed += [f"{name}/{f.case}/{f.pair}/{f.method}" for f in evaluation.failures()]

@@ -28,11 +28,12 @@ IMAGES = {
     "synthesis": ("mae_hu", "synthesis: MAE of the synthetic CT in the body, HU"),
     "inpainting": ("hole_l1_hu", "inpainting: L1 in the hole, HU"),
 }
-CHAINS = {
-    "pCT-iCT": "registration alone (pCT to iCT, fast)",
-    "pMR-pCT": "synthesis + registration (pMR to pCT, fast)",
-    "pMR-iCT": "all three (pMR to iCT, fast)",
-}
+# pair, trained method, the same untrained, what it is
+CHAINS = (
+    ("pCT-iCT", "network", "untrained-network", "the registration network alone (pCT to iCT)"),
+    ("pMR-pCT", "proposed-refine", "untrained", "synthesis + registration (pMR to pCT, refine)"),
+    ("pMR-iCT", "proposed-refine", "untrained", "all three (pMR to iCT, refine)"),
+)
 # the curves a reader wants first; everything else is in MLflow
 CURVES_PER_STAGE = 3
 
@@ -111,10 +112,9 @@ def _gains(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
             trained, before = (images.get((kind, metric, method)) for method in ("proposed-refine", "untrained"))
             lines.append({"cohort": cohort, "about": about, "trained": trained, "untrained": before})
         table = {(r["pair"], r["structure"], r["metric"], r["method"]): r["mean"] for r in results["table"]}
-        for pair, name in CHAINS.items():
+        for pair, ours, theirs, name in CHAINS:
             trained, before, nothing = (
-                table.get((pair, "liver", "tre_mm", method))
-                for method in ("proposed-fast", "untrained-fast", "identity")
+                table.get((pair, "liver", "tre_mm", method)) for method in (ours, theirs, "identity")
             )
             lines.append({"cohort": cohort, "about": f"{name}, liver TRE, mm", "trained": trained, "untrained": before,
                           "identity": nothing})  # fmt: skip
