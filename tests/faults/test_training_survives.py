@@ -85,7 +85,8 @@ def test_fault_76_an_elastic_training_goes_on_with_the_workers_left_and_grows_ag
     two_nodes: Nodes, tmp_path: Path
 ) -> None:
     elastic = {"min_count": 1, "resize_every_s": 2.0}
-    training = two_nodes.train(settings(tmp_path, training={"epochs": 9}, workers=elastic))
+    length = {"epochs": 9, "checkpoint_every_steps": 3}
+    training = two_nodes.train(settings(tmp_path, batch_s=0.3, training=length, workers=elastic))
     until(lambda: len(checkpoints(tmp_path)) >= 2, "checkpoints")
     two_nodes.running[1].lose()
     until(lambda: any(position["epoch"] >= 2 for position in positions(tmp_path)), "epochs with one worker")
@@ -136,13 +137,24 @@ def test_prometheus_finds_every_series_of_the_training_dashboard(two_nodes: Node
     ended(training)
 
 
-def test_a_driver_vanishes_and_resume_picks_its_training_up_by_name(
+def test_a_driver_vanishes_and_the_job_goes_on(
     two_nodes: Nodes, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     training = two_nodes.train(settings(tmp_path))
     until(lambda: len(checkpoints(tmp_path)) >= 2, "checkpoints")
     kill(training)
-    ended(two_nodes.train(settings(tmp_path), "--resume"))
+    until(lambda: (tmp_path / "run/training.json").is_file(), "the result that nobody waits for")
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_resume_waits_for_the_training_that_a_vanished_driver_left_behind(
+    two_nodes: Nodes, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    training = two_nodes.train(settings(tmp_path))
+    until(lambda: len(checkpoints(tmp_path)) >= 2, "checkpoints")
+    kill(training)
+    said = ended(two_nodes.train(settings(tmp_path), "--resume"))
+    assert "run is still at work: waiting for it" in said
     assert outcome(tmp_path) == uninterrupted
 
 

@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from ray_nodes import free_port
 
 BIN = Path(sys.executable).parent
 START_S = 180
@@ -44,10 +45,11 @@ class Head:
 def ray_head(**extra_environment: str) -> Iterator[Head]:
     """Start a head with two CPUs, and end it and all its children with the block."""
     folder = Path(tempfile.mkdtemp(prefix="rh-"))
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard = free_port(), free_port()
     environment = {
         **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0", **extra_environment,
+        "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0",
+        **extra_environment,
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
     log = (folder / "head.log").open("w")
@@ -55,8 +57,8 @@ def ray_head(**extra_environment: str) -> Iterator[Head]:
         [
             BIN / "ray", "start", "--head", "--block", "--num-cpus", "2", "--temp-dir", folder, "--port", str(port),
             "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--include-dashboard", "true",
-            "--ray-client-server-port", str(_free_port()), "--disable-usage-stats",
-            "--dashboard-agent-listen-port", str(_free_port()),
+            "--ray-client-server-port", str(free_port()), "--disable-usage-stats",
+            "--dashboard-agent-listen-port", str(free_port()),
         ],
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
@@ -86,9 +88,3 @@ def _wait_for(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
     raise RuntimeError(f"the Ray head did not come up:\n{log.read_text(encoding='utf-8')[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -24,6 +24,7 @@ from typing import Any
 BIN = Path(sys.executable).parent
 SUPPORT = Path(__file__).parent
 WAIT_S = 240
+ATTEMPTS = 3
 # A lost node is declared dead after this time, by the health checks that `ray_nodes` sets.
 SEEN_LOST_S = 8
 
@@ -39,6 +40,14 @@ class Node:
     def started(self) -> bool:
         """Whether it has joined."""
         return "Ray runtime started" in self.log.read_text(encoding="utf-8")
+
+    def ended(self) -> bool:
+        """Whether it is gone."""
+        return self.process.poll() is not None
+
+    def settled(self) -> bool:
+        """Whether it has joined, or never will."""
+        return self.started() or self.ended()
 
     def lose(self) -> None:
         """As when the power goes: raylet and workers at once, without a word."""
@@ -56,16 +65,19 @@ class Nodes:
     running: list[Node] = field(default_factory=list)
 
     def add(self) -> Node:
-        """A further node with one CPU."""
-        node = self._start("--address", self.address, "--num-cpus", "1")
-        self.running.append(node)
-        until(node.started, "a node to join")
-        return node
+        """A further node with one CPU; Ray gives it 30 s to join, which a busy machine may exceed."""
+        for _ in range(ATTEMPTS):
+            node = self._start("--address", self.address, "--num-cpus", "1")
+            until(node.settled, "a node to join")
+            if node.started():
+                self.running.append(node)
+                return node
+        raise AssertionError(node.log.read_text(encoding="utf-8")[-2000:])
 
     def drop_all(self) -> None:
         """Lose every node but the head, and give the head time to see it."""
         for node in self.running[1:]:
-            if node.process.poll() is None:
+            if not node.ended():
                 node.lose()
         if self.running[1:]:
             time.sleep(SEEN_LOST_S)
@@ -125,7 +137,9 @@ class Nodes:
         words = ["--head", "--num-cpus", "0", "--port", str(self.port), "--include-dashboard", "false"]
         words += ["--temp-dir", str(self.folder), "--ray-client-server-port", str(free_port())]
         self.running.append(self._start(*words))
-        until(self.running[0].started, "the head to come up")
+        head = self.running[0]
+        until(head.settled, "the head to come up")
+        assert head.started(), head.log.read_text(encoding="utf-8")[-2000:]
 
 
 @contextmanager
@@ -136,6 +150,8 @@ def ray_nodes(**extra_environment: str) -> Iterator[Nodes]:
         **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(SUPPORT), "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16), "OMP_NUM_THREADS": "1",
         "RAY_metrics_report_interval_ms": "1000",
+        # Ray's workers would give way to whatever else the machine does; here they are what is waited for
+        "RAY_worker_niceness": "0",
         # a lost node is noticed within seconds
         "RAY_health_check_initial_delay_ms": "2000", "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "5000", "RAY_health_check_failure_threshold": "4", **extra_environment,
@@ -178,7 +194,9 @@ def until(happens: Callable[[], Any], what: str) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, nor will soon: above Ray's workers' and below the system's own choice."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -63,6 +63,11 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def is_shared() -> bool:
+    """Whether the cluster is one of others, which outlives this process."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def require_cpus(needed: float, what: str) -> None:
     """Refuse what the cluster can never run, instead of waiting for ever.
 

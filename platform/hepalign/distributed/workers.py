@@ -22,7 +22,8 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from hepalign.cases.cohort import open_cohort
 from hepalign.config import RunConfig, load_config, located
-from hepalign.distributed.cluster import ray_session, require_cpus
+from hepalign.distributed.cluster import is_shared, ray_session, require_cpus
+from hepalign.distributed.outliving import await_earlier, outliving
 from hepalign.distributed.storage import has_checkpoints, storage_uri
 from hepalign.distributed.worker import Ended, Order, StageFactory, work
 from hepalign.errors import UsageError, WorkFailedError
@@ -88,8 +89,26 @@ def train(
         return _finished(run, lambda: _train_here(run.config, run.run_id, make, watch))
     with ray_session():
         _check_size(config)
-        begun = _begin(config, parent_run)
-        return _finished(begun, lambda: _train_on_ray(begun.config, begun.run_id, make, callbacks))
+        # A trial ends with its search; any other training on a shared cluster outlives the process that asked for it.
+        if callbacks or not is_shared():
+            begun = _begin(config, parent_run)
+            return _finished(begun, lambda: _train_on_ray(begun.config, begun.run_id, make, callbacks))
+        return _train_outliving(config, parent_run, make)
+
+
+def _train_outliving(config: RunConfig, parent_run: str | None, make: StageFactory) -> TrainResult:
+    place = config.workers.storage or str(config.folder.resolve())
+    await_earlier(config.name, place)
+    begun = _begin(config, parent_run)
+
+    def work() -> TrainResult:
+        return _finished(begun, lambda: _train_on_ray(begun.config, begun.run_id, make, ()))
+
+    try:
+        return outliving(config.name, place, work)
+    except (KeyboardInterrupt, SystemExit):
+        close_run(begun.config, "KILLED")
+        raise
 
 
 @dataclass(frozen=True)

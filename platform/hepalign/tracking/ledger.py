@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
@@ -66,7 +67,8 @@ def entries(mlflow: MlflowClient) -> list[Entry]:
     found: list[Entry] = []
     token: str | None = None
     while True:
-        page = mlflow.search_experiments(filter_string=f"name LIKE '{PREFIX}%'", page_token=token)
+        # a deleted entry still stands: the history is only ever appended to
+        page = mlflow.search_experiments(ViewType.ALL, filter_string=f"name LIKE '{PREFIX}%'", page_token=token)
         found += [_parse(experiment.name, experiment.tags) for experiment in page]
         token = page.token
         if not token:

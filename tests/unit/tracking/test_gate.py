@@ -109,6 +109,12 @@ def test_must_beat_names_the_pair(tmp_path: Path, release: Path) -> None:
     assert failed({"must_beat": ["identity"]}, found) == ["liver error below that of identity"]
     found["table"][-1]["mean"] = 9.0
     assert failed({"must_beat": ["identity"]}, found) == []
+    row["mean"] = float("nan")
+    assert failed({"must_beat": ["identity"]}, found) == ["liver error below that of identity"]
+
+
+def test_a_method_that_was_not_evaluated_is_not_beaten(tmp_path: Path, release: Path) -> None:
+    assert failed({"must_beat": ["identity"]}, results(tmp_path, release)) == ["liver error below that of identity"]
 
 
 @pytest.mark.parametrize("text", ["min_cases: 0\nthresholds: []", "thresholds: []", "min_cases: 1\nwat: 2", "- 1"])
