@@ -67,11 +67,9 @@ def ray_head(**extra_environment: str) -> Iterator[Head]:
         _wait_for(head, process, folder / "head.log")
         yield head
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        # at once: nothing of it is needed any more, and an orderly end takes longer than most tests
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
 

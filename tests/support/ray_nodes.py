@@ -51,7 +51,8 @@ class Node:
 
     def lose(self) -> None:
         """As when the power goes: raylet and workers at once, without a word."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -65,14 +66,8 @@ class Nodes:
     running: list[Node] = field(default_factory=list)
 
     def add(self) -> Node:
-        """A further node with one CPU; Ray gives it 30 s to join, which a busy machine may exceed."""
-        for _ in range(ATTEMPTS):
-            node = self._start("--address", self.address, "--num-cpus", "1")
-            until(node.settled, "a node to join")
-            if node.started():
-                self.running.append(node)
-                return node
-        raise AssertionError(node.log.read_text(encoding="utf-8")[-2000:])
+        """A further node with one CPU."""
+        return self._joined("--address", self.address, "--num-cpus", "1")
 
     def drop_all(self) -> None:
         """Lose every node but the head, and give the head time to see it."""
@@ -135,11 +130,18 @@ class Nodes:
     def start_head(self) -> None:
         """The first of the nodes."""
         words = ["--head", "--num-cpus", "0", "--port", str(self.port), "--include-dashboard", "false"]
-        words += ["--temp-dir", str(self.folder), "--ray-client-server-port", str(free_port())]
-        self.running.append(self._start(*words))
-        head = self.running[0]
-        until(head.settled, "the head to come up")
-        assert head.started(), head.log.read_text(encoding="utf-8")[-2000:]
+        self._joined(*words, "--temp-dir", str(self.folder), "--ray-client-server-port", str(free_port()))
+
+    def _joined(self, *words: str) -> Node:
+        """Ray gives a node 30 s to join, which a busy machine may exceed."""
+        for _ in range(ATTEMPTS):
+            node = self._start(*words)
+            until(node.settled, "a node to join")
+            if node.started():
+                self.running.append(node)
+                return node
+            node.lose()
+        raise AssertionError(node.log.read_text(encoding="utf-8")[-2000:])
 
 
 @contextmanager

@@ -99,10 +99,16 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, logging_config=QUIET)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
-        raise WorkFailedError(
-            "no Ray cluster answers at RAY_ADDRESS: start one, or unset the variable to work on this machine",
-            code="cluster_unreachable",
-        ) from error
+        raise WorkFailedError(f"RAY_ADDRESS: {_why(error)}", code="cluster_unreachable") from error
+
+
+def _why(error: BaseException) -> str:
+    said = f"{error} {error.__cause__}"
+    if "AuthToken" in said:
+        return "the cluster refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"
+    if "ersion mismatch" in said:
+        return "the cluster runs another version of Ray or Python: use the one of requirements.lock on both sides"
+    return "no Ray cluster answers: start one, or unset the variable to work on this machine"
 
 
 def _has_token() -> bool:

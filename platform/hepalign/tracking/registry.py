@@ -64,9 +64,11 @@ def reachable(what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
+        refused = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)  # type: ignore[no-untyped-call]
+        check = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if refused else "MLFLOW_TRACKING_URI"
         raise WorkFailedError(
             f"{what}: MLflow does not answer as it should ({type(error).__name__}); nothing was changed: "
-            "check MLFLOW_TRACKING_URI and try again",
+            f"check {check} and try again",
             code="tracking_unreachable",
         ) from error
 
