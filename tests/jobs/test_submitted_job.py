@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,18 +22,37 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         yield started
 
 
-def test_a_submitted_training_runs_the_submitted_code(head: Head, tmp_path: Path) -> None:
-    cohort = small_cohort(tmp_path / "cohort")
-    done = head.submit(
-        ROOT, "python", "jobs/train.py", "inpainting", "--config", "jobs/configs/smoke-inpainting.yaml",
-        f"data.cohorts=[{cohort}]", f"out={tmp_path / 'runs'}",
-    )  # fmt: skip
+def guide(page: str, place: Path) -> list[str]:
+    """The words after `--` of a how-to's `ray job submit` line, for a copy in `place`."""
+    lines = (ROOT / "docs/how-to" / page).read_text(encoding="utf-8").splitlines()
+    line = next(line for line in lines if line.startswith("ray job submit"))
+    return shlex.split(line.partition(" -- ")[2].replace("$PWD", str(place)))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copy")
+    small_cohort(folder / "cohorts/train")
+    return folder
+
+
+def test_the_guides_training_runs_the_submitted_code(head: Head, place: Path) -> None:
+    done = head.submit(ROOT, *guide("submit-a-job.md", place))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    folder = tmp_path / "runs/smoke-inpainting"
+    folder = place / "runs/train-1"
     assert (folder / "inpainting.safetensors").is_file()
     told = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert told["facts"]["code"].startswith("_ray_pkg_")
     assert told["workers"]["count"] == 2
+
+
+@pytest.mark.slow
+def test_the_guides_resume_finds_the_finished_training_by_its_name(head: Head, place: Path) -> None:
+    assert (place / "runs/train-1/training.json").is_file(), "the training of the test before"
+    before = (place / "runs/train-1/inpainting.safetensors").read_bytes()
+    done = head.submit(ROOT, *guide("resume.md", place))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (place / "runs/train-1/inpainting.safetensors").read_bytes() == before
 
 
 def test_driver_and_workers_import_the_submitted_library(head: Head) -> None:

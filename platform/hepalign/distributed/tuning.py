@@ -21,7 +21,7 @@ from hepalign.config import Distribution, RunConfig, SearchConfig, located, with
 from hepalign.distributed.cluster import ray_session
 from hepalign.distributed.tuning_report import Trial, write_report
 from hepalign.distributed.worker import StageFactory
-from hepalign.distributed.workers import build_stage, train
+from hepalign.distributed.workers import build_stage, require_cohorts, train
 from hepalign.errors import UsageError, WorkFailedError
 from hepalign.tracking.provenance import code_commit, environment
 from hepalign.tracking.runs import close_run, open_run
@@ -54,13 +54,14 @@ def tune(config: RunConfig, resume: bool = False, *, build: StageFactory | None 
     The score is the stage's validation metric, which does not depend on the weights that are searched.
 
     Raises:
-        UsageError: `no_search`, `config_unknown_key` for a key that the stage does not have, `too_few_cpus`,
-            `run_exists`.
+        UsageError: `no_search`, `no_cohorts`, `config_unknown_key` for a key that the stage does not have,
+            `too_few_cpus`, `run_exists`.
         WorkFailedError: `all_trials_failed`.
     """
     search = config.search
     if search is None:
         raise UsageError("the config has no `search` section: see jobs/configs/tune-inpainting.yaml", code="no_search")
+    require_cohorts(config)
     base = located(config)
     for key, values in search.space.items():
         with_settings(base, {key: _any_value(values)})

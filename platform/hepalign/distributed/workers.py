@@ -79,10 +79,11 @@ def train(
         callbacks: Ray Train's, for when it is not.
 
     Raises:
-        UsageError: `run_exists` without `resume`, `config_changed` with it, `too_few_cpus`.
+        UsageError: `no_cohorts`, `run_exists` without `resume`, `config_changed` with it, `too_few_cpus`.
         WorkFailedError: as `training.loop.fit`; `training_failed` when workers were lost too often.
     """
     make = build or build_stage
+    require_cohorts(config)
     _check_folder(config, resume)
     if config.workers.count == 0:
         run = _begin(config, parent_run)
@@ -156,6 +157,16 @@ def build_stage(config: RunConfig, device: torch.device) -> Stage:
 def _places(config: RunConfig) -> list[str]:
     data = getattr(config.component, "data", None)
     return [str(place) for place in getattr(data, "cohorts", [])]
+
+
+def require_cohorts(config: RunConfig) -> None:
+    """Refuse a stage that reads cohorts and was given none, before anything is started.
+
+    Raises:
+        UsageError: `no_cohorts`.
+    """
+    if hasattr(getattr(config.component, "data", None), "cohorts") and not _places(config):
+        raise UsageError("data.cohorts is empty: say what to learn from, data.cohorts=[FOLDER]", code="no_cohorts")
 
 
 def _check_folder(config: RunConfig, resume: bool) -> None:

@@ -40,6 +40,13 @@ def test_in_this_process_the_folder_holds_the_result(tmp_path: Path) -> None:
     assert json.loads((result.folder / "training.json").read_text(encoding="utf-8"))["facts"]["torch"]
 
 
+def test_a_training_without_cohorts_is_refused_before_it_leaves_anything(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is empty") as caught:
+        train(load_config("inpainting", {"out": str(tmp_path)}))
+    assert caught.value.code == "no_cohorts"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_training_of_the_same_name_is_refused(tmp_path: Path) -> None:
     train(toy_config(tmp_path), build=build_toy)
     with pytest.raises(UsageError, match="--resume") as caught:
