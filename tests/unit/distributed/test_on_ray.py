@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import operator
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,10 @@ from hepalign import config as config_module
 from hepalign.config import RunConfig, load_config
 from hepalign.distributed.cluster import ray_session, require_cpus
 from hepalign.distributed.evaluation import ray_map
+from hepalign.distributed.outliving import await_earlier, outliving
 from hepalign.distributed.tuning import tune
 from hepalign.distributed.workers import train
-from hepalign.errors import BadInputError, UsageError
+from hepalign.errors import BadInputError, UsageError, WorkFailedError
 from hepalign.tracking.registry import client
 
 
@@ -102,3 +104,18 @@ def test_what_the_cluster_cannot_hold_is_refused() -> None:
     require_cpus(2.0, "this")
     with pytest.raises(UsageError, match=r"needs 2\.5 CPUs and the cluster has 2"):
         require_cpus(2.5, "this")
+
+
+def test_work_that_outlives_its_asker_tells_its_result_its_error_and_its_loss(tmp_path: Path) -> None:
+    assert outliving("five", str(tmp_path), lambda: 5) == 5
+
+    def fails() -> None:
+        raise BadInputError("made to fail", code="made_to_fail")
+
+    with pytest.raises(BadInputError, match="made to fail"):
+        outliving("fails", str(tmp_path), fails)
+    with pytest.raises(WorkFailedError, match="--resume") as caught:
+        outliving("lost", str(tmp_path), lambda: os._exit(1))
+    assert caught.value.code == "training_failed"
+    # what has ended is nothing to wait for
+    await_earlier("five", str(tmp_path))
