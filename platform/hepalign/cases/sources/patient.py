@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from hepalign.cases.labels import label_onto
 from hepalign.cases.phantom.lattice import Lattice
+from hepalign.cases.sources.denoise import denoise
 from hepalign.errors import BadInputError
 from hepalign.image.checks import check_ct
 from hepalign.image.geometry import Geometry
@@ -29,8 +30,6 @@ DISTANCE_STEP_MM = 5.0
 # How far the wall lies under the skin, what of the liver's surroundings slides with it, and what is bone.
 WALL_DEPTH_MM, AROUND_LIVER_MM, BONE_HU = 28.0, 9.0, 250.0
 BEYOND_SCAN = 12
-# The guided filter smooths what varies less than this: noise, not organs' borders.
-EDGE_HU = 35.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,19 +62,6 @@ class Patient:
     centre: Point
 
 
-def denoise(hu: Array) -> Array:
-    """A guided filter with the image as its own guide (He et al. 2013): noise goes, borders stay."""
-    image = np.clip(hu, -1024, 2000).astype(np.float32)
-    for radius in (2, 1):
-        size = 2 * radius + 1
-        mean = ndimage.uniform_filter(image, size)
-        variance = np.maximum(ndimage.uniform_filter(image * image, size) - mean * mean, 0)
-        slope = variance / (variance + np.float32(EDGE_HU**2))
-        offset = mean * (1 - slope)
-        image = ndimage.uniform_filter(slope, size) * image + ndimage.uniform_filter(offset, size)
-    return np.asarray(image, np.float32)
-
-
 @lru_cache(maxsize=1)  # a cohort is many pairs of one CT
 def find_body(ct: Volume) -> Body:
     """The person in a CT.
@@ -105,7 +91,7 @@ def prepare(ct: Volume, liver: Volume | None, tumour: Volume | None, spacing_mm:
     liver = None if liver is None else label_onto(liver, ct, name="the liver mask")
     tumour = None if tumour is None else label_onto(tumour, ct, name="the tumour mask")
     grid = _working_grid(ct.geometry, spacing_mm)
-    smooth = resample(ct.with_data(denoise(ct.as_float())), grid, fill=AIR_HU)
+    smooth = resample(ct.with_data(denoise(ct.as_float(), ct.geometry.spacing_mm)), grid, fill=AIR_HU)
     body = _on(found.mask, grid)
     # The couch stays behind: it must not bend with the patient.
     near = ndimage.binary_dilation(body, iterations=max(1, round(SKIN_MARGIN_MM / grid.spacing_mm[0])))

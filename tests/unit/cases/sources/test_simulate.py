@@ -11,7 +11,6 @@ from scipy import ndimage
 
 from hepalign.cases.phantom import PhantomCase, PhantomConfig, make_case
 from hepalign.cases.phantom.motion import rigid_residual_mm
-from hepalign.cases.sources.patient import denoise
 from hepalign.cases.sources.simulate import simulate_pair
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
@@ -93,14 +92,6 @@ def test_the_input_s_noise_is_in_neither_image() -> None:
     inside = case.volumes["ict_liver"].as_mask() & ~case.volumes["ict_probe_mask"].as_mask()
     pct, ict = (case.volumes[role].as_float()[inside] for role in ("pct", "ict"))
     assert abs(np.corrcoef(pct, ict)[0, 1]) < 0.05
-
-
-def test_denoising_keeps_borders() -> None:
-    rng = np.random.default_rng(0)
-    step = np.where(np.arange(40)[:, None, None] < 20, -100.0, 60.0) * np.ones((40, 20, 20))
-    smooth = denoise((step + 15 * rng.standard_normal(step.shape)).astype(np.float32))
-    assert (smooth - step)[4:14].std() < 3
-    assert smooth[20:23].mean() - smooth[17:20].mean() > 120
 
 
 def test_another_phase_changes_soft_tissue_and_leaves_bone_and_fat(source: PhantomCase) -> None:
@@ -229,13 +220,15 @@ def test_no_noise_of_a_real_ct_is_shared(real_data: Path, name: str) -> None:
     )  # fmt: skip
     case = simulate_pair(ct, read_nifti(liver) if liver.is_file() else None, 8, config=still)
     clean = ndimage.gaussian_filter(case.volumes["ict_clean"].as_float(), 1.5)
-    flat = (np.abs(clean - 60) < 60) & (ndimage.gaussian_gradient_magnitude(clean, 1.5) < 1.5)
+    # Nowhere near does anything change: a vessel's middle has no gradient either, and belongs to both images.
+    gradient = ndimage.maximum_filter(ndimage.gaussian_gradient_magnitude(clean, 1.5), 5)
+    flat = (np.abs(clean - 60) < 60) & (gradient < 3)
     flat &= ~case.volumes["ict_probe_mask"].as_mask()
     pct, ict = (
         (case.volumes[role].as_float() - ndimage.gaussian_filter(case.volumes[role].as_float(), 2.0))[flat]
         for role in ("pct", "ict")
     )
-    assert flat.sum() > 3000
+    assert flat.sum() > 2000
     assert abs(np.corrcoef(pct, ict)[0, 1]) < 0.05
 
 
