@@ -27,6 +27,9 @@ from hepalign.transform.warp import warp_tensor
 FIRST_SHARPNESS = 100.0
 MATCH_SCALE = 20.0
 SMOOTHING_PASSES = 2
+# What the heads may say, in voxels of their level: two centimetres, then one. Unbounded, one bad step at a high rate
+# gave velocities of hundreds of voxels, from whose gradients no training came back.
+COARSE_LIMIT, FINE_LIMIT = 2.0, 2.0
 SLAB_PLANES = 4
 
 
@@ -99,7 +102,8 @@ class RegNet(nn.Module):
         matches = match_volume(mind[:batch], mind[batch:], reach)
         context = self.coarse(_joined(MATCH_SCALE * matches, moving_quarter, fixed_quarter))
         logits = self.coarse_sharpness * matches + self.coarse_logits(context).float()
-        quarter_velocity = self.gains[0] * expected_offset(logits, reach) + self.coarse_velocity(context).float()
+        learned_velocity = bounded(self.coarse_velocity(context).float(), COARSE_LIMIT)
+        quarter_velocity = self.gains[0] * expected_offset(logits, reach) + learned_velocity
 
         reach = self.config.fine_reach
         # what the fine level sees is given: its gradient through the warp costs much and steers little (as in RAFT)
@@ -110,8 +114,8 @@ class RegNet(nn.Module):
         velocity = upsample_field(quarter_velocity)
         context = self.fine(_joined(MATCH_SCALE * matches, learned, fixed_half, velocity.detach()))
         logits = self.fine_sharpness * matches + self.fine_logits(context).float()
-        found: Tensor = velocity + self.gains[1] * expected_offset(logits, reach) + self.fine_velocity(context).float()
-        return found
+        learned_velocity = bounded(self.fine_velocity(context).float(), FINE_LIMIT)
+        return velocity + self.gains[1] * expected_offset(logits, reach) + learned_velocity
 
 
 class _CoarseUNet(nn.Module):
@@ -165,6 +169,11 @@ def expected_offset(logits: Tensor, reach: int) -> Tensor:
     for _ in range(SMOOTHING_PASSES):
         mean = _box(mean)
     return mean
+
+
+def bounded(velocity: Tensor, limit: float) -> Tensor:
+    """The velocity, unchanged while it is small and never beyond ±limit."""
+    return limit * torch.tanh(velocity / limit)
 
 
 def _box(image: Tensor) -> Tensor:
