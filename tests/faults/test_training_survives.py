@@ -113,8 +113,10 @@ def test_fault_76_a_notice_of_preemption_is_answered_with_a_checkpoint(
     two_nodes: Nodes, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     """Without the notice the first checkpoint would come at the epoch's end: all of the epoch would be lost."""
-    training = two_nodes.train(settings(tmp_path, batch_s=3.0, training={"checkpoint_every_steps": None}))
-    until(lambda: list(tmp_path.rglob("checkpoints/run")), "the training")
+    started = tmp_path / "started"
+    none = {"checkpoint_every_steps": None}
+    training = two_nodes.train(settings(tmp_path, batch_s=3.0, started=str(started), training=none))
+    until(started.exists, "the first batch")
     victim = two_nodes.alive()[0]
     two_nodes.notice(victim)
     until(lambda: positions(tmp_path), "a checkpoint")
@@ -241,7 +243,8 @@ def test_fault_80_checkpoints_in_a_bucket_uploaded_aside_damaged_and_found_from_
     s3.put_object(Bucket="runs", Key=parts()[-1]["Key"], Body=b"damaged")
     said = ended(driver(settings(tmp_path / "there", workers=storage), "--resume", **bucket))
     assert outcome(tmp_path / "there") == uninterrupted
-    assert len(parts()) <= 3 + 1, said[-2000:]
+    # of 21 checkpoints three are kept, and whatever was under way when the driver was killed
+    assert len(parts()) <= 3 + 4, said[-2000:]
 
     again = driver(settings(tmp_path / "elsewhere", workers=storage), **bucket)
     told, _ = again.communicate(timeout=240)

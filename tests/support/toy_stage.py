@@ -46,6 +46,7 @@ class ToyConfig(BaseModel):
     batch_s: float = 0.0
     killed_at: int | None = None
     killed_once: str = ""
+    started: str = ""
     fails: bool = False
 
 
@@ -148,6 +149,8 @@ def build_toy(config: object, device: torch.device) -> ToyStage:
     if component.fails:
         raise BadInputError("made to fail", code="made_to_fail")
     stage = ToyStage(component)
+    if component.started:
+        stage.before_batch = lambda number: Path(component.started).touch()
     if component.killed_at is not None:
         stage.before_batch = lambda number: _kill_once(number == component.killed_at, Path(component.killed_once))
     return stage
