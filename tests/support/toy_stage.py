@@ -20,6 +20,8 @@ from hepalign.errors import BadInputError
 from hepalign.nets import checkpoint
 from hepalign.stages.stage import Batch, Update
 
+GATED_BATCH = 4
+
 
 class ToyNetConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -46,7 +48,7 @@ class ToyConfig(BaseModel):
     batch_s: float = 0.0
     killed_at: int | None = None
     killed_once: str = ""
-    started: str = ""
+    gate: str = ""
     fails: bool = False
 
 
@@ -149,8 +151,8 @@ def build_toy(config: object, device: torch.device) -> ToyStage:
     if component.fails:
         raise BadInputError("made to fail", code="made_to_fail")
     stage = ToyStage(component)
-    if component.started:
-        stage.before_batch = lambda number: Path(component.started).touch()
+    if component.gate:
+        stage.before_batch = lambda number: _wait_at(Path(component.gate)) if number == GATED_BATCH else None
     if component.killed_at is not None:
         stage.before_batch = lambda number: _kill_once(number == component.killed_at, Path(component.killed_once))
     return stage
@@ -161,6 +163,13 @@ def _kill_once(now: bool, mark: Path) -> None:
     if now and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wait_at(gate: Path) -> None:
+    """Say that the gate was reached, and wait until it is there."""
+    gate.with_name("reached").touch()
+    while not gate.exists():
+        time.sleep(0.1)
 
 
 def refuse(item: object) -> None:
