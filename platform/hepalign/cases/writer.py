@@ -81,7 +81,12 @@ class CohortWriter:
             raise UsageError(message, code="out_unusable") from error
 
     def has(self, case_id: str) -> bool:
-        """Whether this case was finished before."""
+        """Whether this case was finished before.
+
+        Raises:
+            BadInputError: `bad_case_id` for an id that is no plain folder name.
+        """
+        _require_identifier(case_id)
         there = (self.root / "cases" / case_id).is_dir()
         return there or any(entry.id == case_id for entry in self._manifest().cases)
 
@@ -113,8 +118,7 @@ class CohortWriter:
             BadInputError: `bad_case_id` for an id that is no plain folder name.
             WorkFailedError: `storage_full` (507); nothing of the case is left.
         """
-        for word in (case_id, patient):
-            _require_identifier(word)
+        _require_identifier(patient)
         if self.has(case_id):
             return
         partial = Path(tempfile.mkdtemp(prefix=f".part-{case_id}-", dir=self.root / "cases"))

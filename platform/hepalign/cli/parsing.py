@@ -7,16 +7,21 @@ from pathlib import Path
 from hepalign.cases.case import ROLES
 from hepalign.errors import BadInputError, UsageError
 
+LEAST_VOXELS, MOST_VOXELS, MOST_VOXELS_IN_ALL = 8, 1024, 2**27
+
 
 def parse_shape(text: str) -> tuple[int, int, int]:
     """`128,128,96` to a triple of voxels, or a `usage` error."""
     words = text.replace("x", ",").split(",")
-    if len(words) != 3 or not all(word.strip().isdigit() and int(word) >= 8 for word in words):
-        raise UsageError(
-            f"--shape takes three numbers of voxels of at least 8, such as 128,128,96, not {text!r}", code="usage"
-        )
-    i, j, k = (int(word) for word in words)
-    return i, j, k
+    if len(words) == 3 and all(word.strip().isdecimal() for word in words):
+        i, j, k = (int(word) for word in words)
+        if all(LEAST_VOXELS <= n <= MOST_VOXELS for n in (i, j, k)) and i * j * k <= MOST_VOXELS_IN_ALL:
+            return i, j, k
+    raise UsageError(
+        f"--shape takes three numbers of voxels from {LEAST_VOXELS} to {MOST_VOXELS}, at most {MOST_VOXELS_IN_ALL} "
+        f"voxels in all, such as 128,128,96, not {text!r}",
+        code="usage",
+    )
 
 
 def parse_labels(words: list[str]) -> dict[str, str]:
@@ -29,7 +34,7 @@ def parse_labels(words: list[str]) -> dict[str, str]:
         if not (equals and colon and path) or role not in ROLES or not known:
             raise UsageError(
                 "a label is ROLE:STRUCTURE=FILE with ROLE pmr, pct or ict and STRUCTURE liver or tumour "
-                f"(ablation, too, for ict), not {word!r}",
+                f"(ablation, too, for ict), not {name!r}",
                 code="usage",
             )
         labels[f"{role}_{structure}"] = path
@@ -42,7 +47,7 @@ def parse_role_files(words: list[str]) -> dict[str, str]:
     for word in words:
         role, equals, path = word.partition("=")
         if not equals or role not in ROLES or not path:
-            raise UsageError(f"expected ROLE=FILE with ROLE pmr, pct or ict, not {word!r}", code="usage")
+            raise UsageError(f"expected ROLE=FILE with ROLE pmr, pct or ict, not {role!r}", code="usage")
         files[role] = path
     return files
 

@@ -113,6 +113,8 @@ def test_ids_are_plain_folder_names(tmp_path: Path, word: str) -> None:
         with pytest.raises(BadInputError) as error:
             writer.add(case_id, patient, volumes={})
         assert error.value.code == "bad_case_id"
+    with pytest.raises(BadInputError, match="pseudonyms"):
+        writer.has(word)
 
 
 def test_an_empty_cohort_is_not_finished(tmp_path: Path) -> None:

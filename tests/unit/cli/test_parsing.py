@@ -12,7 +12,9 @@ def test_a_shape_is_three_numbers() -> None:
     assert parse_shape("128,128,96") == (128, 128, 96)
 
 
-@pytest.mark.parametrize("text", ["128", "1,2,3", "a,b,c", "128,128", "-8,16,16"])
+@pytest.mark.parametrize(
+    "text", ["128", "1,2,3", "a,b,c", "128,128", "-8,16,16", "²8,16,16", "6400,16,16", "1024,1024,1024"]
+)
 def test_other_shapes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--shape"):
         parse_shape(text)
