@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +18,7 @@ from hepalign.cases.landmarks import Landmarks, common
 from hepalign.cases.manifest import MANIFEST_NAME
 from hepalign.cases.probe import check_probe_mask
 from hepalign.cases.writer import CT_NAMES, RECORD_NAME
-from hepalign.errors import BadInputError, HepalignError
+from hepalign.errors import BadInputError
 from hepalign.image.checks import check_ct, check_mr
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField, transform_points
@@ -44,14 +46,22 @@ def check_cohort(location: Path | str) -> list[Finding]:
 
     Checked: the manifest and its digests, every header and voxel, modalities, labels on their images' grids, the
     probe mask, pCT and iCT in one region, truth fields against landmarks, one image under two patients, files that
-    the manifest does not know.
+    the manifest does not know. Objects under s3:// are read anew: a copy in the cache says nothing of them.
+
+    Raises:
+        UsageError, WorkFailedError: those of `s3.named_errors`; a store that does not answer is no fault of the cohort.
     """
-    try:
-        cohort = open_cohort(location)
-    except HepalignError as error:
-        return [Finding("", MANIFEST_NAME, error.code, error.message)]
-    findings = [finding for case in cohort.cases() for finding in _CaseCheck(cohort, case).findings()]
-    return [*findings, *_shared_images(cohort), *_unlisted(cohort)]
+    with tempfile.TemporaryDirectory() as fresh:
+        try:
+            cohort = open_cohort(location, cache=Path(fresh))
+        except BadInputError as error:
+            return [Finding("", MANIFEST_NAME, error.code, error.message)]
+        findings: list[Finding] = []
+        for case in cohort.cases():
+            findings += _CaseCheck(cohort, case).findings()
+            # one case's copies at a time: a cohort may be larger than the disk
+            shutil.rmtree(Path(fresh) / "objects", ignore_errors=True)
+        return [*findings, *_shared_images(cohort), *_unlisted(cohort)]
 
 
 class _CaseCheck:
@@ -76,7 +86,7 @@ class _CaseCheck:
     def _try(self, name: str, step: Callable[[], None]) -> None:
         try:
             step()
-        except HepalignError as error:
+        except BadInputError as error:
             self._found.append(Finding(self._case.id, name, error.code, error.message))
 
     def _read(self, name: str) -> None:

@@ -84,10 +84,12 @@ class Cohort:
             raise BadInputError(f"case {case.id}, {name}: {error.message}", code=error.code) from error
 
 
-def open_cohort(location: Path | str) -> Cohort:
+def open_cohort(location: Path | str, *, cache: Path | None = None) -> Cohort:
     """The cohort in a folder or under an `s3://bucket/prefix`.
 
-    A cohort under s3:// is read through the local cache (`HEPALIGN_CACHE`).
+    Args:
+        location: the folder or the prefix.
+        cache: where copies of a cohort under s3:// are kept; by default `HEPALIGN_CACHE`.
 
     Raises:
         BadInputError: `missing_cohort` where there is no manifest, `bad_manifest` where it cannot be used.
@@ -96,7 +98,7 @@ def open_cohort(location: Path | str) -> Cohort:
     if word.startswith(s3.SCHEME):
         url = s3.S3Url.parse(word)
         try:
-            return Cohort(S3Store(url, cache_folder()), url.prefix.rpartition("/")[2] or url.bucket)
+            return Cohort(S3Store(url, cache or cache_folder()), url.prefix.rpartition("/")[2] or url.bucket)
         except BadInputError as error:
             if error.code != "missing_file":
                 raise

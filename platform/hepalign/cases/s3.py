@@ -100,9 +100,9 @@ def named_errors(name: str) -> Iterator[None]:
     except botocore.exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if status == 404:
-            raise BadInputError(
-                f"{name}: not found in the object store; check the place", code="missing_file"
-            ) from error
+            no_bucket = error.response.get("Error", {}).get("Code") == "NoSuchBucket"
+            what = "there is no such bucket; make it or check its name" if no_bucket else "check the place"
+            raise BadInputError(f"{name}: not found in the object store; {what}", code="missing_file") from error
         if status in (401, 403):
             message = f"{name}: the object store refuses these credentials; check them and the bucket's policy"
             raise UsageError(message, code="store_denied", status=403) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from hepalign.cases.manifest import sha256_of
 from hepalign.cases.prepared import cache_folder
 from hepalign.cases.sources.importing import import_case
 from hepalign.cases.writer import CohortWriter
-from hepalign.errors import BadInputError, HepalignError, UsageError, WorkFailedError
+from hepalign.errors import BadInputError, UsageError, WorkFailedError
 from hepalign.image.nifti import write_nifti
 
 URL = "s3://bucket/cohorts/toy"
@@ -51,9 +50,9 @@ def store(server: FlakyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
         s3.client().delete_object(Bucket="bucket", Key=key)
 
 
-def small_cohort() -> None:
-    """One case of two images, at URL."""
-    writer = CohortWriter(URL)
+def small_cohort(url: str = URL) -> None:
+    """One case of two images."""
+    writer = CohortWriter(url)
     writer.add("case-0", "patient-0", volumes={name: toy_case(0)["volumes"][name] for name in ("pct", "ict")})
     writer.finish()
 
@@ -221,12 +220,14 @@ def test_images_are_imported_from_a_bucket(store: FlakyS3, tmp_path: Path) -> No
 def test_a_check_finds_strangers_and_changed_objects_in_a_bucket(store: FlakyS3) -> None:
     small_cohort()
     assert check_cohort(URL) == []
+    # the copies that a training left in the cache are as good as ever
+    cohort = open_cohort(URL)
+    cohort.path(cohort.cases()[0], "ict")
     put = s3.client().put_object
     put(Bucket="bucket", Key="cohorts/toy/cases/case-0/notes.txt", Body=b"x")
     put(Bucket="bucket", Key="cohorts/toy/cases/case-9/pct.nii.gz", Body=b"x")
     put(Bucket="bucket", Key="cohorts/toy/cases/case-0/ict.nii.gz", Body=b"changed")
     put(Bucket="bucket", Key="cohorts/toy-2/cases/case-0/pct.nii.gz", Body=b"another cohort")
-    shutil.rmtree(cache_folder())
     found = {(finding.case, finding.file, finding.code) for finding in check_cohort(URL)}
     assert found == {
         ("case-0", "ict", "changed_file"),
@@ -244,10 +245,13 @@ def test_errors_say_what_to_mend(store: FlakyS3, monkeypatch: pytest.MonkeyPatch
     assert usage.value.code == "bad_url"
     monkeypatch.setattr(s3, "REQUEST_ATTEMPTS", 2)
     s3.client.cache_clear()
-    store.faults += [("GET", "manifest.json", "503")] * 2
-    with pytest.raises(HepalignError) as down:
-        open_cohort(URL)
-    assert (down.value.code, down.value.status) == ("store_unavailable", 503)
+    for read in (open_cohort, check_cohort):
+        store.faults += [("GET", "manifest.json", "503")] * 2
+        with pytest.raises(WorkFailedError) as down:
+            read(URL)
+        assert (down.value.code, down.value.status) == ("store_unavailable", 503)
+    with pytest.raises(BadInputError, match="no such bucket"):
+        small_cohort("s3://nobucket/toy")
     s3.client.cache_clear()
 
 
