@@ -182,7 +182,8 @@ def test_a_killed_driver_with_a_cluster_of_its_own_leaves_nothing_and_resumes(
     started = psutil.Process(training.pid).children(recursive=True)
     assert started
     kill(training)
-    _, left = psutil.wait_procs(started, timeout=60)
+    # Ray's agents first try for a minute to tell a head that is gone
+    _, left = psutil.wait_procs(started, timeout=180)
     assert [process.name() for process in left] == []
     ended(driver(settings(tmp_path), "--resume"))
     assert outcome(tmp_path) == uninterrupted
