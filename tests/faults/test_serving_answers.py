@@ -95,7 +95,7 @@ def test_every_result_says_what_it_rests_on(served: Served, case: str) -> None:
 def test_fault_71_a_failing_network_falls_back(served: Served, case: str) -> None:
     served.order("guide", "network fails")
     result = result_of(guide(served, case, "fallback"))
-    assert result["quality"]["method"] == "affine+refine"
+    assert result["quality"]["method"] == "affine+coarse+refine"
     assert result["degraded"]
 
 

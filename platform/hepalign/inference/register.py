@@ -53,7 +53,7 @@ class Registration:
         moving: what was registered.
         fixed: onto what.
         field: on the fixed image's grid, `warped(x) = moving(x + u(x))`; no voxel folds.
-        method: what made it, e.g. `affine+network+refine`.
+        method: what made it, e.g. `affine+coarse+network+refine`.
         quality: CONTRACT's `quality` object.
         evidence: what the verdict rests on.
         timings: seconds by step.
