@@ -82,17 +82,17 @@ class Method:
 
 
 def identity_method() -> Method:
-    """No registration: the misalignment that everybody starts from."""
+    """Nothing done: the misalignment that everybody starts from, and the iCT with its artefact."""
 
     def solve(patient: Patient) -> Answer:
-        answer = Answer()
+        answer = Answer(inpainted=patient.volume("ict") if patient.case.has("ict") else None)
         for pair in patient.pairs():
             moving, fixed = (patient.volume(role).geometry for role in PAIRS[pair])
             still = DisplacementField.identity(fixed)
             answer.solved[pair] = Solved(still, 0.0, backward=DisplacementField.identity(moving))
         return answer
 
-    return Method("identity", "start", "no registration: where every method starts", solve)
+    return Method("identity", "start", "nothing registered, nothing inpainted: where every method starts", solve)
 
 
 def peer_method(baseline: Baseline, running: Running) -> Method:

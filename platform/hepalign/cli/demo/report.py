@@ -103,14 +103,17 @@ def _by_method(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _gains(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """What each network's training brought, on the test split: trained, the same untrained, and no registration."""
+    """What each network's training brought, on the test split: trained, the same untrained, and nothing done."""
     lines = []
     for cohort, folder in folders.items():
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         images = {(kind, r["metric"], r["method"]): r["mean"] for kind in IMAGES for r in results["images"][kind]}
         for kind, (metric, about) in IMAGES.items():
-            trained, before = (images.get((kind, metric, method)) for method in ("proposed-refine", "untrained"))
-            lines.append({"cohort": cohort, "about": about, "trained": trained, "untrained": before})
+            trained, before, nothing = (
+                images.get((kind, metric, method)) for method in ("proposed-refine", "untrained", "identity")
+            )
+            lines.append({"cohort": cohort, "about": about, "trained": trained, "untrained": before,
+                          "identity": nothing})  # fmt: skip
         table = {(r["pair"], r["structure"], r["metric"], r["method"]): r["mean"] for r in results["table"]}
         for pair, ours, theirs, name in CHAINS:
             trained, before, nothing = (
