@@ -145,7 +145,8 @@ def grid_of(planes: list[Plane], name: str, *, allow_tilt: bool) -> Geometry:
     tilt = tilt_of(planes)
     if tilt > MAX_SHEAR and not allow_tilt:
         angle = np.degrees(np.arcsin(min(tilt, 1.0)))
-        message = f"{name}: the gantry was tilted by {angle:.1f}°; ask for it to be resampled (hepalign data import --resample-tilt)"
+        mend = "ask for it to be resampled (hepalign data import --resample-tilt)"
+        message = f"{name}: the gantry was tilted by {angle:.1f}°; {mend}"
         raise BadInputError(message, code="gantry_tilt")
     affine = np.eye(4)
     affine[:3, 0] = first.cosines[:3] * first.spacing[1]
