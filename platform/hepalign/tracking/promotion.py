@@ -75,7 +75,7 @@ def promote(
             api, history, action="promote", version=version, release_sha256=release_sha256(folder),
             gate_sha256=_digest(report), reason=reason, who=who,
         )  # fmt: skip
-        api.set_registered_model_alias(MODEL, CHAMPION, version)
+        _settled_history(api)
     return asdict(entry)
 
 
@@ -97,7 +97,7 @@ def rollback(*, reason: str, who: str | None = None) -> dict[str, Any]:
             api, history, action="rollback", version=before.version, release_sha256=before.release_sha256,
             gate_sha256=before.gate_sha256, reason=reason, who=who,
         )  # fmt: skip
-        api.set_registered_model_alias(MODEL, CHAMPION, before.version)
+        _settled_history(api)
     return asdict(entry)
 
 
@@ -121,9 +121,13 @@ def verify_promotion(version: str, digest: str) -> dict[str, Any]:
 
 
 def _settled_history(api: MlflowClient) -> list[ledger.Entry]:
-    """The history; the alias is set to what it says, should a promotion have died halfway or a hand have moved it."""
-    found = ledger.entries(api)
-    if found:
+    """The history, once the alias is where it ends.
+
+    A promotion may have died before it set the alias, or have been overtaken by the next one; a hand may have moved it.
+    """
+    found: list[ledger.Entry] = []
+    while len(now := ledger.entries(api)) > len(found):
+        found = now
         api.set_registered_model_alias(MODEL, CHAMPION, found[-1].version)
     return found
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from small_release import evaluation, small_release
 
 from hepalign.errors import BadInputError, UsageError, WorkFailedError
@@ -191,6 +192,22 @@ def test_fault_82_of_two_promotions_at_once_one_wins(mlflow: str, tmp_path: Path
         take("2")
     assert (caught.value.code, caught.value.status) == ("promotion_conflict", 409)
     assert [entry.version for entry in ledger.entries(api)] == ["1"]
+
+
+def test_fault_82_a_promotion_overtaken_by_the_next_one_leaves_the_alias_to_that(
+    mlflow: str, tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = MlflowClient.set_registered_model_alias
+
+    def overtaken(api: MlflowClient, name: str, alias: str, version: str) -> None:
+        if alias == "champion":
+            monkeypatch.setattr(MlflowClient, "set_registered_model_alias", setting)
+            put_forward(tmp_path, policy, 2)
+        setting(api, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", overtaken)
+    put_forward(tmp_path, policy, 1)
+    assert load_bundle(resolve_release("models:/hepalign@champion")).manifest["version"] == "2"
 
 
 @pytest.mark.slow
