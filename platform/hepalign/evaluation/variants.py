@@ -22,7 +22,7 @@ from hepalign.evaluation.pairs import Patient
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.inpaint import inpaint
 from hepalign.inference.planner import plan
-from hepalign.inference.register import Engine, register
+from hepalign.inference.register import Engine, Registration, register
 from hepalign.nets.checkpoint import build_net, load_weights
 from hepalign.nets.fill import smooth_fill
 from hepalign.nets.precision import channels_last
@@ -103,33 +103,47 @@ def _untrained(name: str, bundle: Bundle, running: Running, *, engine: Engine) -
     return proposed_method(untrained_bundle(bundle, running.seed), engine, running, name=name, family="ablation")
 
 
-def _raw_ict(name: str, bundle: Bundle, *, masked: bool, engine: Engine = "refine") -> Method:
-    def solve(patient: Patient) -> Answer:
+def _registered(name: str, bundle: Bundle, about: str, solve: Callable[[Patient], Registration]) -> Method:
+    """A method that answers pCT-iCT alone."""
+
+    def answer(patient: Patient) -> Answer:
         if "pCT-iCT" not in patient.pairs():
             return Answer()
         started = time.perf_counter()
-        mask = patient.mask("ict_probe_mask") if masked else None
-        found = register(bundle, patient.volume("pct"), patient.volume("ict"), engine=engine, probe_mask=mask)
+        found = solve(patient)
         return Answer({"pCT-iCT": Solved(found.field, time.perf_counter() - started, found.timings)})
 
-    seen = "told where the probe is" if masked else "not told where the probe is"
-    about = f"release {bundle.name}: the iCT as it is, not inpainted, {seen}; engine {engine}"
-    return Method(name, "ablation", about, solve)
+    return Method(name, "ablation", f"release {bundle.name}: {about}", answer)
 
 
 def _no_inpainting(name: str, bundle: Bundle, running: Running) -> Method:
     del running
-    return _raw_ict(name, bundle, masked=False)
+    return _registered(
+        name, bundle, "the iCT as it is, the probe mask withheld; engine refine",
+        lambda patient: register(bundle, patient.volume("pct"), patient.volume("ict")),
+    )  # fmt: skip
 
 
-def _mask_only(name: str, bundle: Bundle, running: Running) -> Method:
+def _inpaint_first(name: str, bundle: Bundle, running: Running) -> Method:
     del running
-    return _raw_ict(name, bundle, masked=True)
+
+    def solve(patient: Patient) -> Registration:
+        made = inpaint(bundle, patient.volume("ict"), required_probe_mask(patient), None)
+        return register(bundle, patient.volume("pct"), made.image)
+
+    about = "inpainted without a prior, then registered, every voxel counted (the paper's order); engine refine"
+    return _registered(name, bundle, about, solve)
 
 
 def _network(name: str, bundle: Bundle, running: Running) -> Method:
     del running
-    return _raw_ict(name, bundle, masked=True, engine="network")
+    return _registered(
+        name, bundle, "the network's field, not refined",
+        lambda patient: register(
+            bundle, patient.volume("pct"), patient.volume("ict"), engine="network",
+            probe_mask=patient.mask("ict_probe_mask"),
+        ),
+    )  # fmt: skip
 
 
 def _untrained_network(name: str, bundle: Bundle, running: Running) -> Method:
@@ -203,7 +217,7 @@ VARIANTS: dict[str, Maker] = {
     "network": _network,
     "untrained-network": _untrained_network,
     "no-inpainting": _no_inpainting,
-    "mask-only": _mask_only,
+    "inpaint-first": _inpaint_first,
     "ants-planning": _ants_planning,
     "no-prior": _no_prior,
     "smooth-fill": _smooth_fill,

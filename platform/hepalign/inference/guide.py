@@ -26,7 +26,7 @@ from hepalign.inference.quality import (
     margin_coverage,
     tumour_names,
 )
-from hepalign.inference.register import Clock, Engine, Registration, deform, near_field, start_matrix
+from hepalign.inference.register import Clock, Engine, Registration, deform, start_matrix
 from hepalign.inference.result import GuideResult
 from hepalign.inference.sampling import Places
 from hepalign.transform.displacement import DisplacementField, compose, resample_field
@@ -82,23 +82,19 @@ def guide(
     tell("affine", 0.0)
     matrix = start_matrix(plan.pct, ict, probe_mask, previous)
     clock.mark("affine")
-    tell("inpaint", 0.2)
-    near = previous or near_field(plan.pct, ict, matrix, probe_mask)
-    clock.mark("prior")
-    inpainted = (inpaint or _inpaint)(bundle, ict, probe_mask, _prior(plan.pct, near, probe_mask))
+    tell("register", 0.2)
+    done = deform(bundle, plan.pct, ict, matrix, engine=engine, probe_mask=probe_mask, initial=previous, clock=clock)
+    tell("inpaint", 0.6)
+    inpainted = (inpaint or _inpaint)(bundle, ict, probe_mask, _prior(plan.pct, done.field, probe_mask))
     clock.mark("inpaint")
-    tell("register", 0.5)
-    done = deform(
-        bundle, plan.pct, inpainted.image, matrix, engine=engine, probe_mask=probe_mask, initial=previous, clock=clock
-    )
     tell("warp", 0.8)
     result = _finish(bundle, plan, ict, inpainted, done, labels or {}, ablation, clock)
     tell("done", 1.0)
     return result
 
 
-def _prior(pct: Volume, near: DisplacementField, probe_mask: Volume) -> Volume | None:
-    """The pCT, brought near around the hole, all that inpainting looks at; NaN elsewhere and beyond the pCT.
+def _prior(pct: Volume, field: DisplacementField, probe_mask: Volume) -> Volume | None:
+    """The pCT where it was registered to around the hole, all that inpainting looks at; NaN elsewhere and beyond it.
 
     NaN, for its absence is no anatomy that a hole could be filled with.
     """
@@ -111,7 +107,7 @@ def _prior(pct: Volume, near: DisplacementField, probe_mask: Volume) -> Volume |
     start, (i, j, k) = (box[0].start, box[1].start, box[2].start), (part.stop - part.start for part in box)
     grid = probe_mask.geometry.crop(start, (i, j, k))
     prior = np.full(hole.shape, np.nan, np.float32)
-    prior[box] = warp(pct, resample_field(near, grid), fill=float("nan")).as_float()
+    prior[box] = warp(pct, resample_field(field, grid), fill=float("nan")).as_float()
     return probe_mask.with_data(prior)
 
 

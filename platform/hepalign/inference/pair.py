@@ -167,12 +167,15 @@ class Levels:
         return to_rows(coarse_start(features, self.weight))
 
     def network_inputs(self, start: Tensor) -> Tensor:
-        """What `RegNet` takes, the moving features seen through a start (d,h,w,3): MIND-SSC and intensity."""
-        moving, fixed, _ = self.half
+        """What `RegNet` takes, the moving features seen through a start (d,h,w,3): MIND-SSC and intensity.
+
+        Where the images cannot be compared (probe, artefact) the fixed one shows what the moving one does.
+        """
+        moving, fixed, weight = self.half
         seen = torch.cat([moving, to_rows(F.avg_pool3d(self.pair.moving, 2))], -1)
         seen = read_at(seen, index_rows(fixed.shape) + start)
         still = torch.cat([fixed, to_rows(F.avg_pool3d(self.pair.fixed, 2))], -1)
-        return torch.cat([from_rows(seen), from_rows(still)])
+        return torch.cat([from_rows(seen), from_rows(torch.lerp(seen, still, weight))])
 
     def refine(self, residual: Tensor, settings: RefineSettings, deadline: float | None = None) -> Tensor:
         """Gauss-Newton at half of the resolution."""

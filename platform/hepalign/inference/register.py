@@ -224,19 +224,6 @@ def deform(
     )  # fmt: skip
 
 
-def near_field(
-    moving: Volume, fixed: Volume, matrix: NDArray[np.float64], probe_mask: Volume | None
-) -> DisplacementField:
-    """A first deformable registration without the network, half a second: what inpainting takes its prior through.
-
-    The affine start alone leaves the moving image a centimetre off, and such a prior fills a hole worse than none.
-    """
-    levels = Levels(make_pair(moving, fixed, matrix, probe_mask))
-    residual = levels.refine(levels.coarse(), SHORT)
-    residual = residual if torch.isfinite(residual).all() else torch.zeros_like(residual)
-    return levels.unfolded_field(residual, matrix, fixed.geometry)[1]
-
-
 def _evidence(
     levels: Levels, residual: Tensor, spread_mm: Tensor, field: DisplacementField, moving: Volume, failed: str | None
 ) -> Evidence:

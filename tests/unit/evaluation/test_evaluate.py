@@ -232,7 +232,7 @@ def test_empty_split_is_refused(cohort: Cohort, tmp_path: Path) -> None:
 
 def test_ablation_named_like_a_method_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="name of another method"):
-        run(cohort, tmp_path, baselines=[], ablate={"identity": "mask-only"})
+        run(cohort, tmp_path, baselines=[], ablate={"identity": "inpaint-first"})
 
 
 def test_unknown_variant_is_refused_with_the_words_there_are(cohort: Cohort, tmp_path: Path) -> None:
