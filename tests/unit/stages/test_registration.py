@@ -11,7 +11,9 @@ from hepalign.transform.warp import warp_tensor
 def batch(shape: tuple[int, int, int] = (32, 32, 16), *, truth: bool = True, liver: bool = True) -> Batch:
     """A textured image and itself shifted by two voxels along the first axis."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.nn.functional.avg_pool3d(torch.rand(1, 1, *shape, generator=generator), 5, 1, 2) * 4 - 2
+    noise = torch.rand(1, 1, *shape, generator=generator)
+    image = torch.nn.functional.avg_pool3d(noise, 5, 1, 2, count_include_pad=False)
+    image = 0.4 * (image - image.mean()) / image.std()
     field = torch.zeros(1, 3, *shape)
     field[:, 0] = 2.0
     mask = torch.zeros(1, 1, *shape)
@@ -44,12 +46,11 @@ def step(one: RegistrationStage, data: Batch) -> dict[str, float]:
 
 
 def test_a_few_steps_lower_the_end_point_error() -> None:
-    # below 48 voxels torch's bfloat16 weight gradients on the CPU read memory that nobody wrote
-    one, data = stage(), batch((48, 48, 32))
+    one, data = stage(), batch((32, 32, 32))
     before = one.score(data)["liver_error_mm"]
-    # 6 mm were applied; the coarse start alone, without any training, finds part of it
-    assert before < 4.5
-    for _ in range(60):
+    # 6 mm were applied; the coarse start alone, without any training, finds more than half
+    assert before < 3.0
+    for _ in range(40):
         step(one, data)
     assert one.score(data)["liver_error_mm"] < 0.7 * before
 
@@ -58,7 +59,7 @@ def test_the_same_seed_gives_the_same_loss() -> None:
     losses = []
     for _ in range(2):
         one = stage(3)
-        losses.append([step(one, batch((48, 48, 32)))["loss"] for _ in range(2)])
+        losses.append([step(one, batch((32, 32, 32)))["loss"] for _ in range(2)])
     assert losses[0] == losses[1]
 
 
