@@ -33,6 +33,7 @@ def small_release(folder: Path, seed: int = 0, patients: tuple[str, ...] = ("tra
             "stage": stage,
             "epochs": 1,
             "facts": {"commit": "abc"},
+            "preprocessing": {"spacing_mm": 2.0},
             "data": {"cohorts": {"made-up": "0" * 64}, "patients": [patient_hash(name) for name in patients]},
         }
         (trainings / stage / "training.json").write_text(json.dumps(told), encoding="utf-8")

@@ -51,9 +51,13 @@ def list_() -> Answer:
 def show(release: ReleaseArgument) -> Answer:
     """Show a release's manifest and gate report."""
     from hepalign.tracking.releases import show_release
+    from hepalign.tracking.runs import dotted
 
     found = show_release(release)
-    return Answer(found, render([{"key": key, "value": value} for key, value in found.items()]))
+    gate = dict(found["gate"] or {})
+    checks = gate.pop("checks", [])
+    rows = [{"key": key, "value": value} for key, value in dotted(found | {"gate": gate}).items()]
+    return Answer(found, "\n\n".join(render(table) for table in (rows, checks) if table))
 
 
 @command(app, "diff")

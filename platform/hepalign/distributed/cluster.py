@@ -42,20 +42,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         if address:
             _join(address)
         else:
-            # Nobody takes this machine away at short notice: one helper process less.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            # Ray's workers would give way to everything else on the machine; here they are the work.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            # Ray turns token authentication on for a private cluster; without this it would write one to the home.
-            if not _has_token():
-                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
-            ray.init(
-                address="local",
-                num_cpus=num_cpus or os.cpu_count(),
-                include_dashboard=False,
-                _temp_dir=str(folder),
-                logging_config=QUIET,
-            )
+            _start(str(folder), num_cpus or os.cpu_count())
         yield
     finally:
         ray.shutdown()
@@ -93,6 +80,23 @@ def cluster_facts() -> tuple[int, float, float]:
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         return len(nodes), there.get("CPU", 0.0), there.get("GPU", 0.0)
+
+
+def _start(folder: str, num_cpus: int | None) -> None:
+    # Nobody takes this machine away at short notice: one helper process less.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Ray's workers would give way to everything else on the machine; here they are the work.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray turns token authentication on for a private cluster; without this it would write one to the home.
+    if not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
+    try:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=folder, logging_config=QUIET)
+    except Exception as error:
+        raise WorkFailedError(
+            "Ray did not start on this machine: give it memory and processor time, and try again",
+            code="cluster_unreachable",
+        ) from error
 
 
 def _join(address: str) -> None:

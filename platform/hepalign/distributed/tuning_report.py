@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import optuna
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -118,17 +119,29 @@ def _draw(path: Path, trials: Sequence[Trial], keys: Sequence[str], best: Trial,
 
 def _parallel(axes: Axes, trials: Sequence[Trial], keys: Sequence[str], best: Trial) -> None:
     """Parallel coordinates: each setting by its rank, the score as colour, the winner in red."""
-    columns = [[str(trial.settings.get(key)) for trial in trials] for key in keys]
-    numbers = [[trial.settings.get(key) for trial in trials] for key in keys]
-    scaled = [_unit(column if all(isinstance(v, int | float) for v in column) else text) for column, text in
-              zip(numbers, columns, strict=True)]  # fmt: skip
-    shades = _unit([trial.score for trial in trials])
+    columns = [_comparable([trial.settings.get(key) for trial in trials]) for key in keys]
+    scaled = [_unit(column) for column in columns]
+    scores = np.asarray([trial.score for trial in trials])
+    scale = ScalarMappable(Normalize(scores.min(), scores.max()), "viridis")
+    colours = scale.to_rgba(scores)
     for place, trial in enumerate(trials):
         heights = [column[place] for column in scaled]
-        colour = "red" if trial is best else mpl.colormaps["viridis"](shades[place])
-        axes.plot(range(len(keys)), heights, color=colour, linewidth=2 if trial is best else 1)
-    axes.set_xticks(range(len(keys)), [key.rpartition(".")[2] for key in keys], rotation=30)
+        won = trial is best
+        axes.plot(range(len(keys)), heights, color="red" if won else colours[place], linewidth=2 if won else 1)
+    ends = [f"{_short(min(column))} to {_short(max(column))}" for column in columns]
+    names = [f"{key.rpartition('.')[2]}\n{end}" for key, end in zip(keys, ends, strict=True)]
+    axes.set_xticks(range(len(keys)), names, rotation=30)
     axes.set(yticks=[0, 1], yticklabels=["lowest", "highest"], title="Settings (red: the best)")
+    axes.figure.colorbar(scale, ax=axes, label="score")
+
+
+def _comparable(values: Sequence[Any]) -> list[Any]:
+    """The values themselves where all are numbers, else as words."""
+    return list(values) if all(isinstance(value, int | float) for value in values) else [str(v) for v in values]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _unit(values: Sequence[Any]) -> list[float]:

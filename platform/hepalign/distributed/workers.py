@@ -28,7 +28,7 @@ from hepalign.distributed.storage import has_checkpoints, storage_uri
 from hepalign.distributed.worker import Ended, Order, StageFactory, work
 from hepalign.errors import UsageError, WorkFailedError
 from hepalign.stages.stage import Stage
-from hepalign.tracking.provenance import code_commit, environment, training_data
+from hepalign.tracking.provenance import code_commit, environment, preprocessing, training_data
 from hepalign.tracking.registry import tracking_uri
 from hepalign.tracking.runs import RunLog, close_run, open_run, send_pending, write_curves
 from hepalign.training.checkpoint import BEST
@@ -272,6 +272,7 @@ def _write_result(config: RunConfig, result: FitResult, facts: Mapping[str, str]
         "workers": config.workers.model_dump(mode="json", exclude_none=True),
         "facts": dict(facts),
         "data": dict(data),
+        "preprocessing": preprocessing(config.component),
     }
     (folder / "training.json").write_text(json.dumps(training, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from hepalign.cases.cohort import Cohort
 
 LIBRARIES = ("hepalign", "torch", "ray", "mlflow", "numpy")
@@ -49,6 +51,13 @@ def training_data(cohorts: Iterable[Cohort]) -> dict[str, Any]:
         "cohorts": {cohort.name: cohort.digest for cohort in opened},
         "patients": sorted(patient_hash(patient) for patient in patients),
     }
+
+
+def preprocessing(component: BaseModel) -> dict[str, Any]:
+    """How a stage's config shows images to its network (voxels in mm, window in HU), which inference has to share."""
+    data = getattr(component, "data", None)
+    told = data.model_dump(mode="json") if isinstance(data, BaseModel) else {}
+    return {key: told[key] for key in ("spacing_mm", "window_hu") if key in told}
 
 
 def patient_hash(pseudonym: str) -> str:

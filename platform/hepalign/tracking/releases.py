@@ -63,6 +63,7 @@ def build_release(folders: Mapping[str, Path], out: Path, version: str = "0") ->
         "name": MODEL,
         "version": version,
         "code_commit": "+".join(commits),
+        "preprocessing": {stage: training.get("preprocessing", {}) for stage, training in trainings.items()},
         "training_data": {
             "cohorts": {name: digest for seen in data for name, digest in seen.get("cohorts", {}).items()},
             "patients": sorted({patient for seen in data for patient in seen.get("patients", [])}),

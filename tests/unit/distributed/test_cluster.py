@@ -26,3 +26,15 @@ def test_the_mend_follows_the_refusal(monkeypatch: pytest.MonkeyPatch, cause: st
     with pytest.raises(WorkFailedError, match=mend) as caught, ray_session():
         raise AssertionError
     assert caught.value.code == "cluster_unreachable"
+
+
+def test_a_machine_too_busy_to_start_ray_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "known")
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(WorkFailedError, match="did not start on this machine") as caught, ray_session():
+        raise AssertionError
+    assert caught.value.code == "cluster_unreachable"
