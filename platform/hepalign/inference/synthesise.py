@@ -17,6 +17,10 @@ from hepalign.inference.tensors import device_of, sliding_window
 from hepalign.nets.cyclegan import GeneratorConfig
 from hepalign.nets.precision import autocast
 
+# A window of which less than this share is brighter than an MR's background shows air alone. The network's instance
+# normalisation would blow its noise up into tissue.
+BACKGROUND_UNIT, LEAST_SHARE = -0.8, 0.002
+
 
 def synthesise(bundle: Bundle, pmr: Volume) -> Volume:
     """The CT that the MR would look like, HU as float32, on the pMR's own grid.
@@ -36,6 +40,8 @@ def synthesise(bundle: Bundle, pmr: Volume) -> Volume:
     image = torch.from_numpy(np.ascontiguousarray(unit.as_float()))[None, None].to(device)
 
     def run(patch: Tensor) -> Tensor:
+        if (patch > BACKGROUND_UNIT).float().mean() < LEAST_SHARE:
+            return torch.full_like(patch, -1.0)
         with autocast(device):
             result: Tensor = net(patch)
         return result

@@ -72,3 +72,17 @@ def test_fault_22_a_constant_mr_is_refused() -> None:
     with pytest.raises(BadInputError) as error:
         synthesise(bundle_of(Copy(GeneratorConfig(patch=(8, 8, 8)))), flat)
     assert error.value.code == "constant_volume"
+
+
+def test_noise_around_the_patient_stays_air() -> None:
+    class Loud(Copy):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return (image - image.mean()) / image.std()
+
+    geometry = Geometry.from_spacing((64, 32, 32), 2.0, origin_mm=(-30, -31, -31))
+    mr = ball(geometry)
+    noisy = mr.with_data(mr.as_float() + np.random.default_rng(0).uniform(0, 8, geometry.shape).astype(np.float32))
+    config = GeneratorConfig(spacing_mm=None, patch=(16, 32, 32), window_hu=(-1000.0, 1000.0))
+    result = synthesise(bundle_of(Loud(config)), noisy).as_float()
+    assert (result[56:] == -1000).all()
+    assert result[10:20, 10:20, 10:20].min() > 0
