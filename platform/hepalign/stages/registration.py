@@ -182,13 +182,11 @@ class RegistrationStage:
         features, weight = network_inputs(moving, fixed), -F.max_pool3d(-mask, 2)
         # made in inference mode: only its copy may enter a differentiated computation
         start = coarse_start(features[:, :MIND_CHANNELS], weight).clone()
-        trusted = eroded(weight)
-        seen, still = warp_tensor(features[: len(moving)], start), features[len(moving) :]
+        seen = torch.cat([warp_tensor(features[: len(moving)], start), features[len(moving) :]])
         with autocast(self.device):
-            # in the hole the fixed image shows what the moving one does, as `Levels.network_inputs` has it
-            velocity = net(torch.cat([seen, torch.lerp(seen, still, trusted)]))
+            velocity = net(seen)
         added = integrate(velocity.float())
-        return _Predicted(velocity.float(), added + warp_tensor(start, added), features, trusted)
+        return _Predicted(velocity.float(), added + warp_tensor(start, added), features, eroded(weight))
 
     def _terms(self, batch: Batch, predicted: _Predicted) -> dict[str, Tensor]:
         """The named, unweighted terms, in float32 at half resolution."""
