@@ -78,10 +78,13 @@ def test_fault_80_on_workers_a_damaged_checkpoint_gives_way_to_the_one_before(un
     folder = uninterrupted.folder
     newest = max((folder / "checkpoints").rglob("common.pt"), key=lambda path: path.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[:100])
+    left_by_a_lost_worker = newest.parent.with_name("checkpoint_2026-01-01")
+    left_by_a_lost_worker.mkdir()
     for name in uninterrupted.contents:
         (folder / name).unlink()
     again = train(toy_config(folder.parent), resume=True, build=build_toy)
     assert Outcome.of(again.folder).contents == uninterrupted.contents
+    assert not left_by_a_lost_worker.exists()
 
 
 def test_fault_77_on_workers_nan_names_the_cases_and_is_not_tried_again(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from pyarrow import fs
@@ -38,3 +40,23 @@ def has_checkpoints(storage: str | None, name: str) -> bool:
             "(AWS_ENDPOINT_URL) and the credentials",
             code="store_unavailable",
         ) from error
+
+
+def remove_strays(files: fs.FileSystem, kept: Sequence[str]) -> None:
+    """Remove the checkpoints that lie beside those kept: what a lost worker had under way, and nobody counts.
+
+    Only for a training's own workers, while none of them uploads. Nothing is removed where none is kept: no list says
+    then what is a stray.
+
+    Args:
+        files: where the checkpoints are.
+        kept: the folders of those that the training knows, all of them in one.
+    """
+    names = {PurePosixPath(path).name for path in kept}
+    # What cannot be removed takes space, and is no reason to end a training.
+    with suppress(OSError):
+        for folder in {str(PurePosixPath(path).parent) for path in kept}:
+            for found in files.get_file_info(fs.FileSelector(folder)):
+                stray = found.base_name.startswith("checkpoint_") and found.base_name not in names
+                if stray and found.type == fs.FileType.Directory:
+                    files.delete_dir(found.path)

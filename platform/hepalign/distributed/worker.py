@@ -18,6 +18,7 @@ from torch import nn
 
 from hepalign.config import RunConfig
 from hepalign.distributed.metrics import Watched
+from hepalign.distributed.storage import remove_strays
 from hepalign.errors import HepalignError
 from hepalign.stages.stage import Stage
 from hepalign.training.loop import FitResult, fit, seed_everything
@@ -66,13 +67,14 @@ def work(given: dict[str, Order]) -> Ended:
         log = _log(order)
         world = _world(config, opened, log)
         stage = order.make(config, world.device)
+        _tidy(world.rank)
         try:
             ended = Ended(result=fit(stage, config.training, world, Path(folder), resume=True))
         except HepalignError as error:
             # The same data would fail again: end the run instead of letting Ray restart it.
             ended = Ended(error=error)
-        # Waits for uploads under way, which read from the folder that ends here.
-        ray.train.get_all_reported_checkpoints()
+        # Also waits for uploads under way, which read from the folder that ends here.
+        _tidy(world.rank)
         return replace(ended, unsent=None if log is None else log.unsent)
 
 
@@ -126,6 +128,13 @@ def _log(order: Order) -> RunLog | None:
     from hepalign.tracking.runs import RunLog
 
     return RunLog(order.tracking_uri, order.run_id, order.config.tracking)
+
+
+def _tidy(rank: int) -> None:
+    """Once nothing is being uploaded, rank 0 removes what lost workers left half copied, or copied and never told."""
+    kept = [reported.checkpoint for reported in ray.train.get_all_reported_checkpoints()]
+    if rank == 0 and kept:
+        remove_strays(kept[0].filesystem, [checkpoint.path for checkpoint in kept])
 
 
 def _newest_first(opened: ExitStack) -> Iterator[Path]:
