@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 
 from hepalign.cases.phantom import make_case
 from hepalign.cases.phantom.case import PhantomCase
@@ -42,7 +43,7 @@ WRONG_MM = 25.0
 BEYOND = PhantomConfig(breathing_mm=(30.0, 45.0), rigid_residual_mm=(11.0, 17.0))
 NOISY = PhantomConfig(needles=(3, 3), ct_noise_hu=(25.0, 45.0))
 # Of the poor and of the wrong patients this share is to be caught on the calibration cases, a little more than asked.
-CAUGHT, SPARED = 0.97, 0.97
+CAUGHT, SPARED = 0.98, 0.97
 RIDGE = 1.0
 
 
@@ -181,13 +182,15 @@ def _at_tumour(case: PhantomCase, done: Registration, wide: np.ndarray) -> tuple
 
 
 def fit(rows: list[Row]) -> ErrorModel:
-    """Ridge regression of the log error on the standardised measures, and limits that catch and spare as asked."""
+    """Ridge regression (no weight negative) of the log error on the measures, and limits that catch and spare as asked."""
     names = sorted(rows[0].measures)
     x = np.array([[row.measures[name] for name in names] for row in rows])
     y = np.array([row.log_error for row in rows])
     mean, deviation = x.mean(0), x.std(0) + 1e-6
     z = (x - mean) / deviation
-    slope = np.linalg.solve(z.T @ z + RIDGE * np.eye(len(names)), z.T @ (y - y.mean())) / deviation
+    # no weight is negative: what looks worse by any measure is never trusted more for it
+    ridged = np.vstack([z, np.sqrt(RIDGE) * np.eye(len(names))])
+    slope = nnls(ridged, np.concatenate([y - y.mean(), np.zeros(len(names))]))[0] / deviation
     expected = np.exp(y.mean() + (x - mean) @ slope)
     errors = np.array([np.inf if row.error_mm is None else row.error_mm for row in rows])
     good, poor, wrong = errors <= POOR_MM, (errors > POOR_MM) & np.isfinite(errors), np.isinf(errors)
@@ -220,10 +223,10 @@ def state(rows: list[Row]) -> None:
     ordered = [np.sign(_score(a) - _score(b)) for a in poor for b in good]
     area = float(np.mean(ordered) + 1) / 2
     single("AUC of the expected error for TRE > 5 mm", [area], "", at_least=0.85, **facts)
-    single("poor ones not accepted", [np.mean([ranks[row.status] > 0 for row in poor])], "", at_least=0.95)
-    single("good ones rejected", [np.mean([row.status == "reject" for row in good])], "", at_most=0.05)
-    single("sent to review", [np.mean([row.status == "review" for row in same])], "", at_most=0.3)
-    single("wrong patients rejected", [np.mean([row.status == "reject" for row in wrong])], "", at_least=0.95)
+    single("poor ones not accepted", [float(np.mean([ranks[row.status] > 0 for row in poor]))], "", at_least=0.95)
+    single("good ones rejected", [float(np.mean([row.status == "reject" for row in good]))], "", at_most=0.05)
+    single("sent to review", [float(np.mean([row.status == "review" for row in same]))], "", at_most=0.3)
+    single("wrong patients rejected", [float(np.mean([row.status == "reject" for row in wrong]))], "", at_least=0.95)
 
 
 def _score(row: Row) -> float:
