@@ -182,7 +182,7 @@ def _at_tumour(case: PhantomCase, done: Registration, wide: np.ndarray) -> tuple
 
 
 def fit(rows: list[Row]) -> ErrorModel:
-    """Ridge regression (no weight negative) of the log error on the measures, and limits that catch and spare as asked."""
+    """Ridge regression of the log error, no weight negative, and limits that catch and spare as asked."""
     names = sorted(rows[0].measures)
     x = np.array([[row.measures[name] for name in names] for row in rows])
     y = np.array([row.log_error for row in rows])

@@ -70,6 +70,8 @@ def _line(
     if at_least is not None:
         line |= {"target": f"≥ {at_least:g}", "met": middle >= at_least, "times_target": round(middle / at_least, 3)}
     if at_most is not None:
-        line |= {"target": f"≤ {at_most:g}", "met": middle <= at_most, "times_target": round(at_most / middle, 3)}
+        line |= {"target": f"≤ {at_most:g}", "met": middle <= at_most}
+        if middle > 0:
+            line["times_target"] = round(at_most / middle, 3)
     print(json.dumps(line | dict(facts), ensure_ascii=False), flush=True)
     return middle
