@@ -21,9 +21,11 @@ def corner_determinants(field: Tensor) -> Tensor:
         first, last = step.narrow(axis, 0, 1), step.narrow(axis, step.shape[axis] - 1, 1)
         edges.append((torch.cat([step, last], axis), torch.cat([first, step], axis)))
     least: Tensor | None = None
-    for a, b, c in product(*edges):
-        determinant = (torch.linalg.cross(a, b) * c).sum(-1)
-        least = determinant if least is None else torch.minimum(least, determinant)
+    for a, b in product(*edges[:2]):
+        normal = torch.linalg.cross(a, b)
+        for c in edges[2]:
+            determinant = (normal * c).sum(-1)
+            least = determinant if least is None else torch.minimum(least, determinant)
     assert least is not None
     return least
 

@@ -175,6 +175,7 @@ def _solved(equations: Tensor, damping: float, longest: float) -> Tensor:
     ca, cd, ce = b * c - f * f, e * f - c * d, d * f - b * e
     cb, cf, cc = a * c - e * e, d * e - a * f, a * b - d * d
     determinant = (a * ca + d * cd + e * ce).clamp_min(1e-12)
-    solution = torch.stack([ca * x + cd * y + ce * z, cd * x + cb * y + cf * z, ce * x + cf * y + cc * z]) / determinant
-    bounded: Tensor = solution * (longest / solution.norm(dim=0).clamp_min(longest))
-    return bounded
+    i, j, k = ca * x + cd * y + ce * z, cd * x + cb * y + cf * z, ce * x + cf * y + cc * z
+    # written out: torch's norm over an axis of three takes as long as all the rest
+    length = (i * i + j * j + k * k).sqrt_().div_(determinant)
+    return torch.stack([i, j, k]).mul_(longest / (length.clamp_min_(longest) * determinant))
