@@ -42,6 +42,9 @@ WORST_SIGMA_VOXELS = 2.0
 BACKWARD = RefineSettings(steps=4, plateau=0.0)
 SAFE_DETERMINANTS = (0.05, 0.15, 0.3, 0.5)
 SHRINK = 0.8
+# Bone fills the top of the soft-tissue window. Breathing glides the organs along it: what it says of the motion counts
+# a twentieth in refinement, or a field that is smooth everywhere takes the liver's rim along with the ribs.
+BONE_UNIT, BONE_SHARE = 0.99, 0.05
 # Soft tissue, and how far around it the grid reaches.
 BODY_UNIT = -0.6
 BODY_MARGIN_VOXELS = 4
@@ -128,6 +131,7 @@ class Levels:
         self.pair = pair
         self.weight = -F.max_pool3d(-pair.weight, 2)
         self.half, self.quarter = feature_levels(pair, self.weight)
+        self.gliding = self.half[2] * to_rows(F.avg_pool3d(_bone_weight(pair), 2))
         self.soft = self.half[2] * to_rows((F.avg_pool3d(pair.fixed, 2) > BODY_UNIT).float())
         i, j, k = self.half[0].shape[:3]
         self.half_shape = (i, j, k)
@@ -179,8 +183,8 @@ class Levels:
 
     def refine(self, residual: Tensor, settings: RefineSettings, deadline: float | None = None) -> Tensor:
         """Gauss-Newton at half of the resolution."""
-        moving, fixed, weight = self.half
-        return refine(moving, fixed, weight, residual, settings, deadline).field
+        moving, fixed, _ = self.half
+        return refine(moving, fixed, self.gliding, residual, settings, deadline).field
 
     def followed(self, residual: Tensor) -> Tensor:
         """A previous residual after Gauss-Newton at a quarter of the resolution, where that helps."""
@@ -260,6 +264,13 @@ def feature_levels(pair: Pair, weight: Tensor) -> tuple[Tables, Tables]:
     half = (to_rows(moving), to_rows(fixed), to_rows(eroded(weight)))
     quarter_weight = eroded(-F.max_pool3d(-weight, 2))
     return half, (to_rows(F.avg_pool3d(moving, 2)), to_rows(F.avg_pool3d(fixed, 2)), to_rows(quarter_weight))
+
+
+def _bone_weight(pair: Pair) -> Tensor:
+    """`BONE_SHARE` in and beside the bone of either CT, else 1: [1,1,D,H,W]. A synthetic CT's bone is not believed."""
+    brightest = pair.fixed if pair.moving_mr is not None else torch.maximum(pair.fixed, pair.moving)
+    bone = F.max_pool3d(brightest, 3, stride=1, padding=1) > BONE_UNIT
+    return 1 - (1 - BONE_SHARE) * bone.float()
 
 
 def _hole(probe_mask: Volume, fixed: Geometry, work: Geometry) -> Tensor:
