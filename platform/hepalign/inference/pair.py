@@ -35,7 +35,7 @@ from hepalign.transform.jacobian import fold_mask
 SHORT = RefineSettings(steps=4)
 LONG = RefineSettings(steps=16)
 # What a synthetic CT counts beside the MR that it was made from.
-SYNTHETIC_SHARE = 0.5
+SYNTHETIC_SHARE = 0.25
 INVERSE_ROUNDS = 10
 # Where registration failed locally, it failed over a few centimetres: 2 voxels of 5.6 mm, as a deviation.
 WORST_SIGMA_VOXELS = 2.0
@@ -255,8 +255,8 @@ class Levels:
 def feature_levels(pair: Pair, weight: Tensor) -> tuple[Tables, Tables]:
     """MIND-SSC at a half and a quarter of the work grid's resolution, and where it counts (`weight` at a half).
 
-    Of two views of the moving patient the features' mean is taken: measured, it leads nearer to the truth than those of
-    the MR alone or of the synthetic CT alone.
+    Of two views of the moving patient the features' weighted mean is taken. The MR's own weigh most: measured, the share
+    hardly matters with a good synthetic CT, and a bad one does the less harm.
     """
     moving, fixed = pooled_mind(pair.moving), pooled_mind(pair.fixed)
     if pair.moving_mr is not None:

@@ -121,7 +121,7 @@ def register(
         moving_label: a label map to carry along.
         initial: a field of the same patient's previous image (same scanner frame) to start from.
         budget_s: seconds after which refinement stops with what it has.
-        moving_mr: where `moving` is a synthetic CT, the MR it was made from: its own structure counts as much.
+        moving_mr: where `moving` is a synthetic CT, the MR it was made from: its own structure counts most.
 
     Raises:
         BadInputError: `no_overlap`.
@@ -185,13 +185,17 @@ def deform(
     else:
         start, method = levels.coarse(), ["affine", "coarse"]
         clock.mark("coarse")
-        residual, complaint = predict(bundle, levels, start)
-        if complaint is None:
-            method.append("network")
+        if moving_mr is None:
+            residual, complaint = predict(bundle, levels, start)
+            if complaint is None:
+                method.append("network")
+            else:
+                residual, engine = start, "refine"
+                warnings.append(complaint)
+            clock.mark("network")
         else:
-            residual, engine = start, "refine"
-            warnings.append(complaint)
-        clock.mark("network")
+            # it learned from CT alone: measured, an MR's refined field is worse after it (3.58 mm against 3.47)
+            residual = start
     refinement = REFINEMENT[engine]
     if refinement is not None:
         name, settings = refinement
