@@ -255,8 +255,8 @@ class Levels:
 def feature_levels(pair: Pair, weight: Tensor) -> tuple[Tables, Tables]:
     """MIND-SSC at a half and a quarter of the work grid's resolution, and where it counts (`weight` at a half).
 
-    Of two views of the moving patient the features' weighted mean is taken. The MR's own weigh most: measured, the share
-    hardly matters with a good synthetic CT, and a bad one does the less harm.
+    Of two views of the moving patient the features' weighted mean is taken. The MR's own weigh most: measured, the
+    share hardly matters with a good synthetic CT, and a bad one does the less harm.
     """
     moving, fixed = pooled_mind(pair.moving), pooled_mind(pair.fixed)
     if pair.moving_mr is not None:
