@@ -188,7 +188,7 @@ def fit(rows: list[Row]) -> ErrorModel:
     y = np.array([row.log_error for row in rows])
     mean, deviation = x.mean(0), x.std(0) + 1e-6
     z = (x - mean) / deviation
-    # no weight is negative: what looks worse by any measure is never trusted more for it
+    # what looks worse by any measure is never trusted more for it
     ridged = np.vstack([z, np.sqrt(RIDGE) * np.eye(len(names))])
     slope = nnls(ridged, np.concatenate([y - y.mean(), np.zeros(len(names))]))[0] / deviation
     expected = np.exp(y.mean() + (x - mean) @ slope)

@@ -131,7 +131,7 @@ class Levels:
         self.pair = pair
         self.weight = -F.max_pool3d(-pair.weight, 2)
         self.half, self.quarter = feature_levels(pair, self.weight)
-        self.gliding = self.half[2] * to_rows(F.avg_pool3d(_bone_weight(pair), 2))
+        self.refine_weight = self.half[2] * to_rows(F.avg_pool3d(_bone_weight(pair), 2))
         self.soft = self.half[2] * to_rows((F.avg_pool3d(pair.fixed, 2) > BODY_UNIT).float())
         i, j, k = self.half[0].shape[:3]
         self.half_shape = (i, j, k)
@@ -184,7 +184,7 @@ class Levels:
     def refine(self, residual: Tensor, settings: RefineSettings, deadline: float | None = None) -> Tensor:
         """Gauss-Newton at half of the resolution."""
         moving, fixed, _ = self.half
-        return refine(moving, fixed, self.gliding, residual, settings, deadline).field
+        return refine(moving, fixed, self.refine_weight, residual, settings, deadline).field
 
     def followed(self, residual: Tensor) -> Tensor:
         """A previous residual after Gauss-Newton at a quarter of the resolution, where that helps."""

@@ -121,7 +121,8 @@ def register(
         moving_label: a label map to carry along.
         initial: a field of the same patient's previous image (same scanner frame) to start from.
         budget_s: seconds after which refinement stops with what it has.
-        moving_mr: where `moving` is a synthetic CT, the MR it was made from: its own structure counts most.
+        moving_mr: where `moving` is a synthetic CT, the MR it was made from: its own structure counts most, and
+            the network, which learned from CT alone, is not asked.
 
     Raises:
         BadInputError: `no_overlap`.

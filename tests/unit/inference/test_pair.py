@@ -1,0 +1,70 @@
+"""What refinement and network are shown of a pair: the hole, bone, an MR."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hepalign.image.geometry import Geometry
+from hepalign.image.volume import Volume
+from hepalign.inference.bundle import load_bundle
+from hepalign.inference.pair import BONE_SHARE, Levels, make_pair
+from hepalign.inference.register import register
+from hepalign.inference.sampling import from_rows
+from hepalign.inference.untrained import make_untrained_bundle
+
+GRID = Geometry.from_spacing((64, 64, 48), 2.8)
+HOLE = (slice(24, 40), slice(24, 40), slice(16, 32))
+BONE = (slice(44, 56), slice(44, 56), slice(32, 44))
+
+
+def scan(seed: int) -> Volume:
+    """Soft tissue of 60 HU with some texture, air around."""
+    noise = np.random.default_rng(seed).normal(0, 15, GRID.shape)
+    data = np.full(GRID.shape, -1000.0)
+    data[4:-4, 4:-4, 4:-4] = 60 + noise[4:-4, 4:-4, 4:-4]
+    return Volume(data.astype(np.float32), GRID)
+
+
+def with_block(volume: Volume, block: tuple[slice, slice, slice], hu: float) -> Volume:
+    data = volume.as_float().copy()
+    data[block] = hu
+    return volume.with_data(data)
+
+
+def test_the_network_sees_no_probe() -> None:
+    moving, fixed, mask = scan(0), scan(1), np.zeros(GRID.shape, bool)
+    mask[HOLE] = True
+    shown = []
+    for hu in (60.0, 3000.0):
+        pair = make_pair(moving, with_block(fixed, HOLE, hu), np.eye(4), Volume(mask, GRID))
+        levels = Levels(pair)
+        shown.append(levels.network_inputs(torch.zeros(*levels.half_shape, 3)))
+        hidden = from_rows(levels.half[2])[0, 0] == 0
+        was, now = (part[0][:, hidden] for part in shown[-1].split(1))
+        assert torch.equal(was, now)
+    assert hidden.any()
+    assert not hidden.all()
+
+
+def test_bone_of_either_ct_counts_little_in_refinement_and_soft_tissue_in_full() -> None:
+    for bony in (0, 1):
+        images = [scan(0), scan(1)]
+        images[bony] = with_block(images[bony], BONE, 900.0)
+        levels = Levels(make_pair(images[0], images[1], np.eye(4), None))
+        origin = np.rint(
+            levels.half_geometry.world_to_index(GRID.index_to_world(np.array([[50, 50, 38], [20, 20, 14]])))
+        )
+        bone, soft = (levels.refine_weight[tuple(int(i) for i in place)].item() for place in origin)
+        assert bone == pytest.approx(BONE_SHARE)
+        assert soft == 1
+
+
+def test_the_network_is_not_asked_about_an_mr(tmp_path: Path) -> None:
+    bundle = load_bundle(make_untrained_bundle(tmp_path))
+    ct = scan(0)
+    assert "network" in register(bundle, scan(1), ct, engine="fast").method
+    assert register(bundle, scan(1), ct, engine="fast", moving_mr=scan(1)).method == "affine+coarse+short-refine"
