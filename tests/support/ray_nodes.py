@@ -151,7 +151,7 @@ def ray_nodes(**extra_environment: str) -> Iterator[Nodes]:
     environment = {
         **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(SUPPORT), "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16), "OMP_NUM_THREADS": "1",
-        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_metrics_report_interval_ms": "5000",
         # Ray's workers would give way to whatever else the machine does; here they are what is waited for
         "RAY_worker_niceness": "0",
         # a lost node is noticed within seconds

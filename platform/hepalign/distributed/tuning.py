@@ -17,14 +17,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from hepalign.config import Distribution, RunConfig, SearchConfig, located, with_settings
+from hepalign.config import Distribution, RunConfig, SearchConfig, load_config, located, with_settings
 from hepalign.distributed.cluster import ray_session
 from hepalign.distributed.tuning_report import Trial, write_report
 from hepalign.distributed.worker import StageFactory
-from hepalign.distributed.workers import build_stage, require_cohorts, train
+from hepalign.distributed.workers import build_stage, require_cohorts, require_unchanged, train
 from hepalign.errors import UsageError, WorkFailedError
 from hepalign.tracking.provenance import code_commit, environment
-from hepalign.tracking.runs import close_run, open_run
+from hepalign.tracking.runs import close_run, open_run, read_curves
 from hepalign.training.loop import SCORE
 
 # A trial that only waits for its workers needs next to nothing, but Tune gives it a whole CPU unless told.
@@ -55,7 +55,7 @@ def tune(config: RunConfig, resume: bool = False, *, build: StageFactory | None 
 
     Raises:
         UsageError: `no_search`, `no_cohorts`, `config_unknown_key` for a key that the stage does not have,
-            `too_few_cpus`, `run_exists`.
+            `too_few_cpus`, `run_exists` without `resume`, `config_changed` with it.
         WorkFailedError: `all_trials_failed`.
     """
     search = config.search
@@ -71,7 +71,10 @@ def tune(config: RunConfig, resume: bool = False, *, build: StageFactory | None 
         raise UsageError(
             f"{folder.name} holds a search already: --resume goes on with it, name=… starts another", code="run_exists"
         )
-    base.dump(folder / "config.yaml")
+    stored = folder / "config.yaml"
+    if experiment.exists():
+        require_unchanged(folder.name, _settings(load_config(base.stage, stored)), _settings(base))
+    base.dump(stored)
     run_id = open_run(base, {"commit": code_commit()} | environment())
     # Tune would move each trial into a folder of its own, where relative paths lead nowhere.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -89,6 +92,11 @@ def tune(config: RunConfig, resume: bool = False, *, build: StageFactory | None 
     written = write_report(folder, with_settings(base, best.settings), trials, best, search.space)
     close_run(base)
     return TuneResult(folder, dict(best.settings), best.score, written)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What a resumed search may not change: Tune goes on with the trials that it has drawn."""
+    return {key: value for key, value in config.flat().items() if key not in {"out", "workers", "tracking"}}
 
 
 def _tuner(
@@ -148,6 +156,8 @@ def _driver_cpus(base: RunConfig) -> float:
 
 
 def _trainable(base: RunConfig, make: StageFactory, run_id: str | None) -> Callable[[dict[str, Any]], None]:
+    epochs = base.training.epochs
+
     def trial(settings: dict[str, Any]) -> None:
         name = str(ray_tune.get_context().get_trial_id())
         config = with_settings(base, settings).model_copy(
@@ -159,11 +169,19 @@ def _trainable(base: RunConfig, make: StageFactory, run_id: str | None) -> Calla
             resume=True,
             build=make,
             parent_run=run_id,
-            watch=_tell_tune,
-            callbacks=[_TellTune()] if on_ray else (),  # type: ignore[no-untyped-call]
+            watch=lambda row: _tell_tune(row) if _before_last(row, epochs) else None,
+            callbacks=[_TellTune(epochs)] if on_ray else (),
         )
+        # ASHA ends a trial at its last epoch's report: it comes once the trial's files and its run are complete
+        last = read_curves(config.folder / "curves.csv")[-1]
+        if not _before_last(last, epochs):
+            _tell_tune(last)
 
     return trial
+
+
+def _before_last(row: Mapping[str, float], epochs: int) -> bool:
+    return row["epoch"] + 1 < epochs
 
 
 def _tell_tune(row: Mapping[str, float]) -> None:
@@ -177,12 +195,16 @@ def _told(row: Mapping[str, float]) -> dict[str, float]:
 
 
 class _TellTune(TuneReportCallback):
-    """Hands the workers' scored rows to Tune."""
+    """Hands the workers' scored rows to Tune, but for the last epoch's."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.epochs = epochs
 
     def after_report(
         self, run_context: TrainRunContext, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        if SCORE in metrics[0]:
+        if SCORE in metrics[0] and _before_last(metrics[0], self.epochs):
             super().after_report(run_context, [_told(metrics[0])], None)
 
 

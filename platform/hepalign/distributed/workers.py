@@ -178,12 +178,19 @@ def _check_folder(config: RunConfig, resume: bool) -> None:
         )
     if not stored.is_file():
         return
-    before = load_config(config.stage, stored).decisive()
-    now = config.decisive()
+    require_unchanged(config.name, load_config(config.stage, stored).decisive(), config.decisive())
+
+
+def require_unchanged(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run, or a search, of other settings.
+
+    Raises:
+        UsageError: `config_changed`.
+    """
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise UsageError(
-            f"{config.folder.name} was started with other values of {', '.join(changed)}: "
+            f"{name} was started with other values of {', '.join(changed)}: "
             "give the same ones, or start another run with name=…",
             code="config_changed",
         )
