@@ -17,9 +17,8 @@ from hepalign.inference import guide as guiding
 from hepalign.inference.bundle import Bundle, load_bundle
 from hepalign.inference.guide import guide
 from hepalign.inference.inpaint import Inpainted
-from hepalign.inference.pair import Levels
+from hepalign.inference.pair import Effort, Levels
 from hepalign.inference.planner import Plan, plan
-from hepalign.inference.refine import RefineSettings
 from hepalign.inference.register import register
 from hepalign.inference.result import GuideResult
 from hepalign.inference.untrained import make_untrained_bundle
@@ -115,7 +114,7 @@ def test_fault_72_when_the_fallback_fails_too_nothing_is_warped(
 ) -> None:
     made = made_plan(bundle, pair.moving, liver=True)
 
-    def not_finite(self: Levels, residual: Tensor, settings: RefineSettings, deadline: float | None = None) -> Tensor:
+    def not_finite(self: Levels, residual: Tensor, effort: Effort, deadline: float | None = None) -> Tensor:
         return residual * float("nan")
 
     monkeypatch.setattr(Levels, "refine", not_finite)

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from hepalign.inference.pair import Levels
-from hepalign.inference.refine import RefineSettings
+from hepalign.inference.pair import Effort, Levels
 from hepalign_serve.pipeline import HepalignPipeline
 from hepalign_serve.run import serving
 from hepalign_serve.settings import Settings
@@ -81,9 +80,7 @@ class Failing(torch.nn.Module):
         return torch.full((1, 3, *inputs.shape[2:]), torch.nan)
 
 
-def not_finite(
-    self: Levels, residual: torch.Tensor, settings: RefineSettings, deadline: float | None = None
-) -> torch.Tensor:
+def not_finite(self: Levels, residual: torch.Tensor, effort: Effort, deadline: float | None = None) -> torch.Tensor:
     return residual * torch.nan
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +15,9 @@ from torch import Tensor
 from hepalign.image.geometry import Geometry
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
+from hepalign.inference.coarse import COARSE, CoarseSettings, coarse_fit, coarse_start, eroded
 from hepalign.inference.folding import corner_determinants, unfold
-from hepalign.inference.refine import COARSE, RefineSettings, coarse_start, eroded, refine
+from hepalign.inference.refine import refine
 from hepalign.inference.sampling import Places, from_rows, index_rows, read_at, smooth_rows, to_rows
 from hepalign.inference.uncertainty import start_spread
 from hepalign.inference.workgrid import (
@@ -27,19 +30,16 @@ from hepalign.inference.workgrid import (
     soft_tissue,
     work_geometry,
 )
-from hepalign.losses.similarity import pooled_mind
+from hepalign.losses.similarity import pooled_mind, voxel_mind
 from hepalign.transform.displacement import DisplacementField, resample_field
 from hepalign.transform.jacobian import fold_mask
 
-# How far a start is refined at half of the work grid's resolution, by `fast` and by `refine`.
-SHORT = RefineSettings(steps=4)
-LONG = RefineSettings(steps=16)
 # What a synthetic CT counts beside the MR that it was made from.
 SYNTHETIC_SHARE = 0.25
 INVERSE_ROUNDS = 10
 # Where registration failed locally, it failed over a few centimetres: 2 voxels of 5.6 mm, as a deviation.
 WORST_SIGMA_VOXELS = 2.0
-BACKWARD = RefineSettings(steps=4, plateau=0.0)
+BACKWARD = CoarseSettings(steps=4, plateau=0.0)
 SAFE_DETERMINANTS = (0.05, 0.15, 0.3, 0.5)
 SHRINK = 0.8
 # Bone fills the top of the soft-tissue window. Breathing glides the organs along it: what it says of the motion counts
@@ -51,6 +51,19 @@ BODY_MARGIN_VOXELS = 4
 # Moving and fixed features (d,h,w,12), weight (d,h,w,1).
 Tables = tuple[Tensor, Tensor, Tensor]
 Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Gauss-Newton steps at half of the work grid's resolution, and then at all of it."""
+
+    half_steps: int
+    full_steps: int
+
+
+# How far `fast` and `refine` go.
+SHORT = Effort(4, 0)
+LONG = Effort(6, 3)
 
 
 @dataclass(frozen=True)
@@ -181,15 +194,22 @@ class Levels:
         still = torch.cat([fixed, to_rows(F.avg_pool3d(self.pair.fixed, 2))], -1)
         return torch.cat([from_rows(seen), from_rows(torch.lerp(seen, still, weight))])
 
-    def refine(self, residual: Tensor, settings: RefineSettings, deadline: float | None = None) -> Tensor:
-        """Gauss-Newton at half of the resolution."""
+    def refine(self, residual: Tensor, effort: Effort, deadline: float | None = None) -> Tensor:
+        """The residual (d,h,w,3) refined at half of the resolution, then at all of it."""
         moving, fixed, _ = self.half
-        return refine(moving, fixed, self.refine_weight, residual, settings, deadline).field
+        control = rescaled(residual, self.quarter[0].shape)
+        spacing_mm = float(np.mean(self.quarter_geometry.spacing_mm))
+        control = refine(moving, fixed, self.refine_weight, control, spacing_mm, effort.half_steps, deadline)
+        residual = rescaled(control, self.half_shape)
+        if effort.full_steps == 0 or (deadline is not None and time.perf_counter() > deadline):
+            return residual
+        spacing_mm = float(np.mean(self.half_geometry.spacing_mm))
+        return refine(*full_features(self.pair), residual, spacing_mm, effort.full_steps, deadline)
 
     def followed(self, residual: Tensor) -> Tensor:
         """A previous residual after Gauss-Newton at a quarter of the resolution, where that helps."""
         moving, fixed, weight = self.quarter
-        found = refine(moving, fixed, weight, rescaled(residual, fixed.shape[:3]), COARSE).field
+        found = coarse_fit(moving, fixed, weight, rescaled(residual, fixed.shape[:3]), COARSE).field
         found = rescaled(found, self.half_shape)
         return found if self.cost(found) < self.cost(residual) else residual
 
@@ -213,7 +233,7 @@ class Levels:
         inverse = torch.zeros_like(forward)
         for _ in range(INVERSE_ROUNDS):
             inverse = -Places(grid + inverse, shape).read(forward)
-        backward = refine(fixed, moving, weight, inverse, BACKWARD).field
+        backward = coarse_fit(fixed, moving, weight, inverse, BACKWARD).field
         spacing = torch.tensor(self.quarter_geometry.spacing_mm).float()
         gap = forward + Places(grid + forward, shape).read(backward)
         return float(((gap * spacing).norm(dim=-1, keepdim=True) * weight).sum() / weight.sum().clamp_min(1))
@@ -258,12 +278,23 @@ def feature_levels(pair: Pair, weight: Tensor) -> tuple[Tables, Tables]:
     Of two views of the moving patient the features' weighted mean is taken. The MR's own weigh most: measured, the
     share hardly matters with a good synthetic CT, and a bad one does the less harm.
     """
-    moving, fixed = pooled_mind(pair.moving), pooled_mind(pair.fixed)
-    if pair.moving_mr is not None:
-        moving = torch.lerp(pooled_mind(pair.moving_mr), moving, SYNTHETIC_SHARE)
+    moving, fixed = _features(pair, pooled_mind)
     half = (to_rows(moving), to_rows(fixed), to_rows(eroded(weight)))
     quarter_weight = eroded(-F.max_pool3d(-weight, 2))
     return half, (to_rows(F.avg_pool3d(moving, 2)), to_rows(F.avg_pool3d(fixed, 2)), to_rows(quarter_weight))
+
+
+def full_features(pair: Pair) -> Tables:
+    """MIND-SSC of single voxels at the work grid's own resolution, and where it counts in refinement."""
+    moving, fixed = _features(pair, voxel_mind)
+    return to_rows(moving), to_rows(fixed), to_rows(eroded(pair.weight) * _bone_weight(pair))
+
+
+def _features(pair: Pair, describe: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    moving, fixed = describe(pair.moving), describe(pair.fixed)
+    if pair.moving_mr is not None:
+        moving = torch.lerp(describe(pair.moving_mr), moving, SYNTHETIC_SHARE)
+    return moving, fixed
 
 
 def _bone_weight(pair: Pair) -> Tensor:

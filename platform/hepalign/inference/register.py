@@ -21,10 +21,9 @@ from hepalign.image.volume import Volume
 from hepalign.inference.affine import affine_start, affine_start_mr, require_overlap
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.folding import corner_determinants
-from hepalign.inference.pair import LONG, SHORT, Levels, make_pair
+from hepalign.inference.pair import LONG, SHORT, Effort, Levels, make_pair
 from hepalign.inference.provenance import CONVENTION, provenance
 from hepalign.inference.quality import Evidence, error_model, judge
-from hepalign.inference.refine import RefineSettings
 from hepalign.inference.sampling import index_rows, read_at, to_rows
 from hepalign.nets.precision import autocast
 from hepalign.nets.regnet import RegNet
@@ -35,8 +34,8 @@ from hepalign.transform.velocity import integrate
 from hepalign.transform.warp import outside_grid, warp
 
 Engine = Literal["network", "fast", "refine"]
-# How far each engine refines what the network found: its name in `method`, and the steps.
-REFINEMENT: dict[Engine, tuple[str, RefineSettings] | None] = {
+# How far each engine refines what the network found: its name in `method`, and how far.
+REFINEMENT: dict[Engine, tuple[str, Effort] | None] = {
     "network": None,
     "fast": ("short-refine", SHORT),
     "refine": ("refine", LONG),
@@ -199,8 +198,8 @@ def deform(
             residual = start
     refinement = REFINEMENT[engine]
     if refinement is not None:
-        name, settings = refinement
-        residual = levels.refine(residual, settings, clock.deadline)
+        name, effort = refinement
+        residual = levels.refine(residual, effort, clock.deadline)
         method.append(name)
         clock.mark("refine")
     failed = None if torch.isfinite(residual).all() else "no registration could be computed"

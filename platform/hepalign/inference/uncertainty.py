@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hepalign.inference.refine import RefineSettings, refine
+from hepalign.inference.coarse import CoarseSettings, coarse_fit
 from hepalign.inference.sampling import smooth_rows, to_rows
 from hepalign.inference.workgrid import resized
 
 STARTS = 3
 START_SPREAD_VOXELS = 0.6
-SETTINGS = RefineSettings(steps=6)
+SETTINGS = CoarseSettings(steps=6)
 
 
 def start_spread(tables: tuple[Tensor, Tensor, Tensor], residual: Tensor, seed: int = 0) -> Tensor:
@@ -30,5 +30,5 @@ def start_spread(tables: tuple[Tensor, Tensor, Tensor], residual: Tensor, seed: 
         bump = to_rows(resized(noise, (residual.shape[0], residual.shape[1], residual.shape[2])))
         bump = smooth_rows(bump, 1.2)
         start = residual + bump * (START_SPREAD_VOXELS / bump.std())
-        reached.append(refine(moving, fixed, weight, start, SETTINGS).field)
+        reached.append(coarse_fit(moving, fixed, weight, start, SETTINGS).field)
     return torch.stack([*reached, residual]).std(0)

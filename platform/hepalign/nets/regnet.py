@@ -5,7 +5,7 @@ arXiv 2006.16148) and PDD-Net's volumes of matches (Heinrich 2019, arXiv 1907.10
 and intensity at half resolution; level 1 works at a quarter, level 2 at a half; the caller upsamples to full
 resolution, where only the warp is done.
 
-What it predicts is what a coarse registration by Gauss-Newton (`inference.refine.coarse_start`) has left over: the
+What it predicts is what a coarse registration by Gauss-Newton (`inference.coarse.coarse_start`) has left over: the
 moving features come in warped by that. Untrained it adds nothing.
 """
 

@@ -17,7 +17,7 @@ from torch.optim import AdamW, Optimizer
 from hepalign.cases.case import Split
 from hepalign.cases.cohort import Cohort
 from hepalign.cases.registration_data import RegistrationData, registration_loader
-from hepalign.inference.refine import coarse_start, eroded
+from hepalign.inference.coarse import coarse_start, eroded
 from hepalign.losses.regularisation import bending_energy, diffusion
 from hepalign.losses.similarity import MIND_CHANNELS, lncc_loss, weighted_mean
 from hepalign.nets.checkpoint import unwrap
