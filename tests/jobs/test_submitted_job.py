@@ -36,23 +36,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_guides_training_runs_the_submitted_code(head: Head, place: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(head: Head, place: Path) -> Path:
     done = head.submit(ROOT, *guide("submit-a-job.md", place))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    folder = place / "runs/train-1"
-    assert (folder / "inpainting.safetensors").is_file()
-    told = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return place / "runs/train-1"
+
+
+def test_the_guides_training_runs_the_submitted_code(trained: Path) -> None:
+    assert (trained / "inpainting.safetensors").is_file()
+    told = json.loads((trained / "training.json").read_text(encoding="utf-8"))
     assert told["facts"]["code"].startswith("_ray_pkg_")
     assert told["workers"]["count"] == 2
 
 
 @pytest.mark.slow
-def test_the_guides_resume_finds_the_finished_training_by_its_name(head: Head, place: Path) -> None:
-    assert (place / "runs/train-1/training.json").is_file(), "the training of the test before"
-    before = (place / "runs/train-1/inpainting.safetensors").read_bytes()
+def test_the_guides_resume_finds_the_finished_training_by_its_name(head: Head, place: Path, trained: Path) -> None:
+    before = (trained / "inpainting.safetensors").read_bytes()
     done = head.submit(ROOT, *guide("resume.md", place))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert (place / "runs/train-1/inpainting.safetensors").read_bytes() == before
+    assert (trained / "inpainting.safetensors").read_bytes() == before
 
 
 def test_driver_and_workers_import_the_submitted_library(head: Head) -> None:
