@@ -45,7 +45,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline(
             "elastix",
             "deformable",
-            "itk-elastix; rigid, affine, B-splines 16 mm apart, Mattes MI, 4 resolutions of 250 iterations on 2048 "
+            "itk-elastix; rigid, affine, B-splines 16 mm apart, Mattes MI, 4 resolutions of 500 iterations on 2048 "
             "new samples, mask; its default bending energy left out, which outweighs the MI",
             "elastix_engine.elastix",
             module="itk",

@@ -13,7 +13,7 @@ from hepalign.transform.displacement import DisplacementField, nearest_linear
 RESOLUTIONS = 4
 # The final control points stand this far apart.
 CONTROL_SPACING_MM = 16.0
-ITERATIONS = 250
+ITERATIONS = 500
 SAMPLES = 2048
 
 
