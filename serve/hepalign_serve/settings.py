@@ -97,7 +97,10 @@ class Settings(_Section):
     audit_anchor: Path | None = Field(
         default=None, description="file of the audit's head, outside the database; empty: in the data folder"
     )
-    release: str = Field(default="", description="folder or models:/hepalign@champion; empty: HEPALIGN_RELEASE")
+    release: str = Field(
+        default="",
+        description="folder or models:/hepalign@champion; empty: HEPALIGN_RELEASE, else the champion, else the starter",
+    )
     unjudged_release: bool = Field(
         default=False, description="development only: serve a folder that has no passed gate report of its own"
     )
