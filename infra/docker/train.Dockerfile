@@ -5,7 +5,7 @@ WORKDIR /build
 COPY requirements.lock ./
 RUN python -m venv /opt/hepalign \
  && /opt/hepalign/bin/pip install --no-cache-dir uv==0.13.9 \
- && /opt/hepalign/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --require-hashes --requirements requirements.lock
+ && /opt/hepalign/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --no-deps --require-hashes --requirements requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY platform platform
 COPY serve serve
