@@ -3,6 +3,7 @@
 FROM python:3.11.13-slim-bookworm AS build
 WORKDIR /build
 COPY requirements.lock ./
+# The lock is whole. Resolved anew it would ask for TensorFlow: the exception stands in pyproject.toml, not here yet.
 RUN python -m venv /opt/hepalign \
  && /opt/hepalign/bin/pip install --no-cache-dir uv==0.13.9 \
  && /opt/hepalign/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --no-deps --require-hashes --requirements requirements.lock

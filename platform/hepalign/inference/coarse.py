@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hepalign.inference.normal_equations import normal_equations
+from hepalign.inference.normal_equations import adjugate, normal_equations
 from hepalign.inference.sampling import SLAB_VOXELS, from_rows, index_rows, read_at, smooth, smooth_rows, to_rows
 
 
@@ -128,12 +128,11 @@ def _step(equations: Tensor, channels: int, settings: CoarseSettings) -> Tensor:
 
 def _solved(equations: Tensor, damping: float, longest: float) -> Tensor:
     """The symmetric 3 x 3 systems (9,N) solved by their adjugate, no solution longer than `longest`: (3,N)."""
-    a, b, c, d, e, f, x, y, z = equations
-    a, b, c = a + damping, b + damping, c + damping
-    ca, cd, ce = b * c - f * f, e * f - c * d, d * f - b * e
-    cb, cf, cc = a * c - e * e, d * e - a * f, a * b - d * d
-    determinant = (a * ca + d * cd + e * ce).clamp_min(1e-12)
-    i, j, k = ca * x + cd * y + ce * z, cd * x + cb * y + cf * z, ce * x + cf * y + cc * z
+    matrix, (x, y, z) = equations[:6].clone(), equations[6:]
+    matrix[:3] += damping
+    a, b, c, d, e, f, determinant = adjugate(matrix)
+    determinant = determinant.clamp_min(1e-12)
+    i, j, k = a * x + d * y + e * z, d * x + b * y + f * z, e * x + f * y + c * z
     # written out: torch's norm over an axis of three takes as long as all the rest
     length = (i * i + j * j + k * k).sqrt_().div_(determinant)
     return torch.stack([i, j, k]).mul_(longest / (length.clamp_min_(longest) * determinant))

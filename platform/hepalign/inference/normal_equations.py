@@ -1,4 +1,4 @@
-"""The normal equations of matching two feature tables."""
+"""The normal equations of matching two feature tables, and the algebra of their symmetric 3 x 3 matrices."""
 
 from __future__ import annotations
 
@@ -55,3 +55,11 @@ def _slope(twice: Tensor, axis: int) -> Tensor:
         slope.narrow(axis, 0, 1).copy_(twice.narrow(axis, 1, 1)).sub_(twice.narrow(axis, 0, 1))
         slope.narrow(axis, n - 1, 1).copy_(twice.narrow(axis, n - 1, 1)).sub_(twice.narrow(axis, n - 2, 1))
     return slope.mul_(0.25)
+
+
+def adjugate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of symmetric matrices [6,…] in the order above: the adjugate's six entries and the determinant."""
+    a, b, c, d, e, f = matrix
+    aa, dd, ee = b * c - f * f, e * f - c * d, d * f - b * e
+    bb, ff, cc = a * c - e * e, d * e - a * f, a * b - d * d
+    return aa, bb, cc, dd, ee, ff, a * aa + d * dd + e * ee

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hepalign.inference.normal_equations import normal_equations
+from hepalign.inference.normal_equations import adjugate, normal_equations
 from hepalign.inference.sampling import from_rows, index_rows, read_at, smooth, to_rows
 
 # κ for twelve channels, mm²; what follows is for the same.
@@ -128,9 +128,5 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def _inverse(matrix: Tensor) -> Tensor:
     """Of symmetric positive definite 3 x 3 matrices [6,…], by their adjugates."""
-    a, b, c, d, e, f = matrix
-    first, fourth, fifth = b * c - f * f, e * f - c * d, d * f - b * e
-    second, sixth, third = a * c - e * e, d * e - a * f, a * b - d * d
-    determinant = (a * first + d * fourth + e * fifth).clamp_min(TINY)
-    adjugate = torch.stack([first, second, third, fourth, fifth, sixth])
-    return adjugate.div_(determinant)
+    *entries, determinant = adjugate(matrix)
+    return torch.stack(entries).div_(determinant.clamp_min(TINY))

@@ -34,7 +34,7 @@ from hepalign.transform.velocity import integrate
 from hepalign.transform.warp import outside_grid, warp
 
 Engine = Literal["network", "fast", "refine"]
-# How far each engine refines what the network found: its name in `method`, and how far.
+# What each engine adds to what the network found: its name in `method`, and the effort.
 REFINEMENT: dict[Engine, tuple[str, Effort] | None] = {
     "network": None,
     "fast": ("short-refine", SHORT),
