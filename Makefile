@@ -7,10 +7,11 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/.locked
+COMPILE := --quiet --universal --generate-hashes --no-emit-index-url --no-header
 # DEMO=smoke runs the same code in a tiny setting, as CI does.
 DEMO ?= full
 
-.PHONY: help setup demo test test-slow lint format bench docs serve reproduce lock clean
+.PHONY: help setup demo test test-slow lint format bench docs serve reproduce lock image-lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,8 +58,12 @@ serve: $(STAMP) ## serve the current release on this machine; prints the address
 reproduce: $(STAMP) ## make the starter release again: cohorts, three trainings, evaluation, gate (hours; resumable)
 	$(BIN)/python jobs/reproduce.py
 
-lock: $(STAMP) ## resolve pyproject.toml again into requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --all-extras --group dev --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
+lock: $(STAMP) ## resolve pyproject.toml again into requirements.lock, and what the images hold of it
+	$(BIN)/uv pip compile $(COMPILE) --all-extras --group dev --output-file requirements.lock pyproject.toml
+	$(MAKE) image-lock
+
+image-lock: $(STAMP) ## what the images install: requirements.lock without tools and peers (UV_TORCH_BACKEND=cpu: PyTorch without CUDA)
+	$(BIN)/uv pip compile $(COMPILE) --extra features --constraints requirements.lock --no-annotate --output-file infra/docker/runtime.lock pyproject.toml
 
 clean: ## remove what the targets made (not the demo)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from locust import HttpUser, constant, constant_throughput, task
+from locust import HttpUser, task
 
 CASES = os.environ["LOAD_CASES"].split(",")
 RATE = float(os.environ["LOAD_RATE"] or 0)
@@ -25,7 +25,13 @@ HEADERS = {"Authorization": f"Bearer {os.environ['HEPALIGN_TOKEN']}", "Prefer": 
 class Site(HttpUser):
     """Asks for guides of cases that are planned."""
 
-    wait_time = constant_throughput(RATE / int(os.environ["LOAD_USERS"])) if RATE else constant(0)
+    def wait_time(self) -> float:
+        """Sites do not know of each other, so they ask at random times: seconds until this one's next request."""
+        return random.expovariate(RATE / int(os.environ["LOAD_USERS"])) if RATE else 0.0
+
+    def on_start(self) -> None:
+        """Nor do they begin together."""
+        time.sleep(self.wait_time())
 
     @task
     def guide(self) -> None:

@@ -1,16 +1,21 @@
-# The image of Ray heads and workers that train. CPU and CUDA are the same: PyTorch's PyPI wheels carry CUDA's libraries.
+# The image of Ray heads and workers that train.
 # Build from the repository's root: docker build -f infra/docker/train.Dockerfile -t hepalign-train .
 FROM python:3.11.13-slim-bookworm AS build
 WORKDIR /build
-COPY requirements.lock ./
+COPY infra/docker/runtime.lock ./
+# `cpu` with a lock made for it: docs/how-to/images.md
+ARG UV_TORCH_BACKEND
+# The tools stay behind in this stage. Bytecode comes along, for who runs the image may not write it.
 # The lock is whole. Resolved anew it would ask for TensorFlow: the exception stands in pyproject.toml, not here yet.
-RUN python -m venv /opt/hepalign \
- && /opt/hepalign/bin/pip install --no-cache-dir uv==0.13.9 \
- && /opt/hepalign/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --no-deps --require-hashes --requirements requirements.lock
+RUN python -m venv /opt/tools \
+ && /opt/tools/bin/pip install --no-cache-dir uv==0.13.9 hatchling==1.33.0 \
+ && python -m venv /opt/hepalign \
+ && /opt/tools/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --no-deps --compile-bytecode --require-hashes --requirements runtime.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY platform platform
 COPY serve serve
-RUN /opt/hepalign/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --no-deps --no-build-isolation .
+RUN /opt/tools/bin/hatchling build --target wheel dist \
+ && /opt/tools/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --no-deps --compile-bytecode dist/*.whl
 
 FROM python:3.11.13-slim-bookworm
 LABEL org.opencontainers.image.title="hepalign-train" \

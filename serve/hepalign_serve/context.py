@@ -17,6 +17,7 @@ from hepalign_serve.settings import Settings
 from hepalign_serve.shelf import open_shelf, storing
 from hepalign_serve.sites import Gate
 from hepalign_serve.vault import Vault
+from hepalign_serve.waiting import Waiting
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class Context:
         self.records = Records(settings.database)
         self.shelf = open_shelf(settings)
         self.vault = Vault(settings.identity_key)
+        self.waiting = Waiting(self.records)
         self.gate = Gate(self.records, settings.oidc)
 
     @property

@@ -24,14 +24,11 @@ from hepalign_serve.problems import RequestError, busy, not_found
 from hepalign_serve.records import Artifact, CaseRow, IdempotencyKey, Image, Job
 from hepalign_serve.schemas import GuideRequest, JobView, PlanRequest
 from hepalign_serve.views import as_json, job_view
+from hepalign_serve.waiting import ANSWERING_S, KeyId
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
-_ANSWERING_S = 5.0
-# A waiting answer looks again after a share of the time it has waited: little is lost on a short guide, and a long
-# one does not ask the database for nothing.
-_POLL_SHARE, _POLL_S = 0.03, (0.01, 0.25)
 _PLAN_NEEDS = ("pmr", "pct")
 _GUIDE_NEEDS = ("ict", "ict_probe_mask")
 
@@ -50,9 +47,9 @@ class _Order:
     key: str
 
     @property
-    def key_digest(self) -> str:
-        """The key as it is kept: a caller's text may say anything."""
-        return hashlib.sha256(self.key.encode()).hexdigest()
+    def key_id(self) -> KeyId:
+        """The key as it is kept, by its digest: a caller's text may say anything."""
+        return self.caller.site, hashlib.sha256(self.key.encode()).hexdigest()
 
     @property
     def fingerprint(self) -> str:
@@ -111,19 +108,20 @@ async def _order(
         return JSONResponse(replay["body"], replay["status"], replay["headers"], replay["media_type"])
     try:
         await context.desk.wake()
-        view = await _wait(context, order, job_id, _wait_s(prefer, context))
+        await context.waiting.ended(job_id, order.key_id, _wait_s(prefer, context))
+        view = await context.reading(lambda session: _current(session, job_id))
         answer = _answer(view)
         await context.writing(lambda session: _remember(session, order, answer))
     except BaseException:
         # The sender is gone: the next call with this key finds the job at once.
-        await asyncio.shield(context.writing(lambda session: _answering(session, order, 0.0)))
+        await asyncio.shield(context.writing(lambda session: _free(session, order)))
         raise
     return JSONResponse(answer["body"], answer["status"], answer["headers"], answer["media_type"])
 
 
 def _take(session: Session, order: _Order, context: Context) -> tuple[str, dict[str, Any] | None]:
     site, now = order.caller.site, time.time()
-    known = session.get(IdempotencyKey, (site, order.key_digest))
+    known = session.get(IdempotencyKey, order.key_id)
     if known is None:
         request = _plan_input(session, order) if order.kind == "plan" else _guide_input(session, order)
         request["trace"] = order.caller.trace
@@ -131,8 +129,8 @@ def _take(session: Session, order: _Order, context: Context) -> tuple[str, dict[
         job = work.submit(session, site=site, case=order.case_id, kind=order.kind, request=request, limits=limits)
         _touch(session, order.case_id)
         known = IdempotencyKey(
-            site_id=site, key=order.key_digest, fingerprint=order.fingerprint, case_id=order.case_id, job_id=job.id,
-            answering_until=now + _ANSWERING_S, answer=None, created=now,
+            site_id=site, key=order.key_id[1], fingerprint=order.fingerprint, case_id=order.case_id, job_id=job.id,
+            answering_until=now + ANSWERING_S, answer=None, created=now,
         )  # fmt: skip
         session.add(known)
         return job.id, None
@@ -140,7 +138,7 @@ def _take(session: Session, order: _Order, context: Context) -> tuple[str, dict[
         raise RequestError("this Idempotency-Key stands for another request", code="idempotency_mismatch", status=422)
     if known.answer is None and known.answering_until > now:
         raise busy("the first request with this key is still being answered", "idempotency_in_flight", 409, 1)
-    known.answering_until = now + _ANSWERING_S
+    known.answering_until = now + ANSWERING_S
     return known.job_id, known.answer
 
 
@@ -199,20 +197,6 @@ def _touch(session: Session, case_id: str) -> None:
     case.touched = time.time()
 
 
-async def _wait(context: Context, order: _Order, job_id: str, wait_s: float) -> JobView:
-    began = renewed = time.monotonic()
-    while True:
-        view = await context.reading(lambda session: _current(session, job_id))
-        waited_s = time.monotonic() - began
-        left_s = wait_s - waited_s
-        if view.state not in work.UNFINISHED or left_s <= 0:
-            return view
-        if time.monotonic() - renewed > _ANSWERING_S / 3:
-            renewed = time.monotonic()
-            await context.writing(lambda session: _answering(session, order, _ANSWERING_S))
-        await asyncio.sleep(min(max(_POLL_S[0], _POLL_SHARE * waited_s), _POLL_S[1], left_s))
-
-
 def _current(session: Session, job_id: str) -> JobView:
     job = session.get(Job, job_id)
     if job is None:
@@ -233,15 +217,15 @@ def _answer(view: JobView) -> dict[str, Any]:
 
 
 def _remember(session: Session, order: _Order, answer: dict[str, Any]) -> None:
-    known = session.get(IdempotencyKey, (order.caller.site, order.key_digest))
+    known = session.get(IdempotencyKey, order.key_id)
     if known is not None:
         known.answer, known.answering_until = answer, 0.0
 
 
-def _answering(session: Session, order: _Order, for_s: float) -> None:
-    known = session.get(IdempotencyKey, (order.caller.site, order.key_digest))
+def _free(session: Session, order: _Order) -> None:
+    known = session.get(IdempotencyKey, order.key_id)
     if known is not None:
-        known.answering_until = time.time() + for_s if for_s else 0.0
+        known.answering_until = 0.0
 
 
 def _wait_s(prefer: str | None, context: Context) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from hepalign.image.nifti import write_nifti
 from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle, load_bundle
@@ -94,9 +93,8 @@ class HepalignPipeline:
             bundle, planned, ict, mask, labels=labels, ablation=ablation, previous=previous, inpaint=inpaint,
             progress=progress, **task.options,
         )  # fmt: skip
-        made.save(task.out)
         # The viewer lays the synthetic CT over the iCT.
-        write_nifti(as_stored_ct(warp(planned.sct, made.field_ict_from_pmr)), task.out / "sct_on_ict.nii.gz")
+        made.save(task.out, also={"sct_on_ict": as_stored_ct(warp(planned.sct, made.field_ict_from_pmr))})
         return _with_warnings(task.out / "result.json", warnings)
 
     def preload(self, plan_folder: Path) -> None:

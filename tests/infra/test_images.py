@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,14 +64,33 @@ def test_bases_are_pinned_root_is_dropped_and_what_is_copied_exists(image: str) 
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_installs_what_make_setup_installs(image: str) -> None:
+def test_an_image_is_built_with_the_tools_of_make_setup(image: str) -> None:
     text = dockerfile(image).read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     version = re.search(r"^UV_VERSION := (\S+)", makefile, re.MULTILINE)
     assert version
     assert f"uv=={version[1]}" in text
-    assert "--require-hashes --requirements requirements.lock" in text
-    assert "--no-deps --no-build-isolation ." in text
+    assert f"hatchling=={dict(locked('requirements.lock'))['hatchling']} " in text
+    assert "--require-hashes --requirements runtime.lock" in text
+
+
+def locked(path: str) -> list[tuple[str, str]]:
+    """(name, version) of a lock's lines; a package may stand there once for each Python version."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^ ;\\]+)", text, re.MULTILINE)
+
+
+def test_the_images_hold_the_versions_that_are_tested_and_no_tools() -> None:
+    held = locked("infra/docker/runtime.lock")
+    assert set(held) < set(locked("requirements.lock"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    named = {re.split(r"[\[><=]", line)[0].lower().replace("_", "-") for line in project["project"]["dependencies"]}
+    assert named <= {name for name, _ in held}
+    left_out = {"pytest", "playwright", "moto", "mypy", "locust", "itk-elastix", "picsl-greedy", "uv"}
+    assert not left_out & {name for name, _ in held}
+    text = (ROOT / "infra/docker/runtime.lock").read_text(encoding="utf-8")
+    assert text.count("--hash=sha256:") >= len(held)
+    assert "://" not in text
 
 
 def test_commands_of_the_images_exist() -> None:
@@ -86,7 +106,8 @@ def test_commands_of_the_images_exist() -> None:
 @pytest.mark.parametrize("image", ["train"])
 def test_the_build_steps_run_as_they_are_written(image: str, tmp_path: Path) -> None:
     """The build stage's COPY and RUN in a folder, with /opt/hepalign moved there; both images share them."""
-    build, target = tmp_path / "build", tmp_path / "opt"
+    build, opt = tmp_path / "build", tmp_path / "opt"
+    target = opt / "hepalign"
     build.mkdir()
     found = instructions(image)
     stage = found[: [name for name, _ in found].index("FROM", 1)]
@@ -103,7 +124,7 @@ def test_the_build_steps_run_as_they_are_written(image: str, tmp_path: Path) -> 
                 else:
                     shutil.copy(ROOT / source, there)
         elif name == "RUN":
-            line = words.replace("/opt/hepalign", str(target))
+            line = words.replace("/opt/", f"{opt}/")
             done = subprocess.run(
                 line, shell=True, cwd=build, env=environment, capture_output=True, text=True, check=False
             )
@@ -112,9 +133,29 @@ def test_the_build_steps_run_as_they_are_written(image: str, tmp_path: Path) -> 
         [target / "bin/hepalign", "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert "research use only" in said.stdout.lower() or "Usage" in said.stdout
-    where = [target / "bin/python", "-c", "import hepalign, hepalign_serve; print(hepalign.__file__)"]
+    # nothing in it needs what the images leave out
+    importing = (
+        "import importlib, pkgutil, hepalign, hepalign_serve\n"
+        "for package in (hepalign, hepalign_serve):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        if not module.name.startswith('hepalign_serve.migrations'):\n"
+        "            importlib.import_module(module.name)\n"
+        "print(hepalign.__file__)"
+    )
+    where = [target / "bin/python", "-c", importing]
     place = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert str(target) in place
+    gib, cuda_gib = (sum(size(path) for path in paths) / 2**30 for paths in ([target], cuda(target)))
+    print(f"{gib:.2f} GiB, {cuda_gib:.2f} of them CUDA's libraries and Triton")
+    assert gib - cuda_gib < 4
+
+
+def cuda(target: Path) -> list[Path]:
+    return [path for name in ("nvidia", "triton") for path in target.glob(f"lib/python3*/site-packages/{name}")]
+
+
+def size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def test_the_bill_of_materials_names_every_locked_package_with_its_hashes(tmp_path: Path) -> None:
@@ -130,10 +171,8 @@ def test_the_bill_of_materials_names_every_locked_package_with_its_hashes(tmp_pa
     assert bill["bomFormat"] == "CycloneDX"
     assert bill["metadata"]["component"]["name"] == "hepalign"
     components = {(component["name"].lower(), component["version"]): component for component in bill["components"]}
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    # a package may stand there once for each Python version
-    locked = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^ ;\\]+)", lock, re.MULTILINE)
-    assert {"torch", "ray", "mlflow", "numpy"} <= {name for name, _ in locked}
-    assert {(name.lower(), version) for name, version in locked} == components.keys()
+    held = locked("infra/docker/runtime.lock")
+    assert {"torch", "ray", "mlflow", "numpy"} <= {name for name, _ in held}
+    assert {(name.lower(), version) for name, version in held} == components.keys()
     torch = next(component for (name, _), component in components.items() if name == "torch")
     assert torch["externalReferences"][0]["hashes"][0]["alg"] == "SHA-256"

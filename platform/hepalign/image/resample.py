@@ -6,7 +6,7 @@ voxel of the outermost centres; between centre and face the border value holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -37,11 +37,11 @@ def resample(volume: Volume, geometry: Geometry, *, mode: Mode = "linear", fill:
     if volume.geometry.same_grid(geometry):
         data = volume.as_float() if mode == "linear" else volume.data
         return Volume(data, geometry)
-    source = Interpolator(volume, mode, fill)
+    source = Interpolator([volume], mode, [fill])
     to_index = np.linalg.inv(volume.geometry.affine) @ geometry.affine
-    out = np.empty(geometry.shape, source.dtype)
+    out = np.empty(geometry.shape, source.dtypes[0])
     for slab, indices in affine_slabs(to_index, geometry.shape):
-        out[slab] = source(indices)
+        (out[slab],) = source(indices)
     return Volume(out, geometry)
 
 
@@ -114,36 +114,40 @@ def readable(data: NDArray[np.generic]) -> Tensor:
 
 
 class Interpolator:
-    """A volume made ready to be read at continuous indices, slab after slab.
+    """Volumes of one grid made ready to be read at continuous indices, slab after slab.
 
     Args:
-        volume: what to read.
+        volumes: what to read.
         mode: `linear` reads float32; `nearest` keeps the dtype.
-        fill: the value outside; the volume's lowest by default.
+        fills: the value outside, for each; the volume's lowest where it is None.
     """
 
-    def __init__(self, volume: Volume, mode: Mode, fill: float | None) -> None:
-        self.shape = volume.geometry.shape
+    def __init__(self, volumes: Sequence[Volume], mode: Mode, fills: Sequence[float | None]) -> None:
+        self.shape = volumes[0].geometry.shape
         self.mode = mode
-        self.dtype: np.dtype[np.generic] = np.dtype(np.float32) if mode == "linear" else volume.data.dtype
-        self.data = volume.as_float() if mode == "linear" else np.ascontiguousarray(volume.data)
-        self.fill = self.data.min() if fill is None else fill
+        self._data = [v.as_float() if mode == "linear" else np.ascontiguousarray(v.data) for v in volumes]
+        self.dtypes = [data.dtype for data in self._data]
+        self.fills = [data.min() if fill is None else fill for data, fill in zip(self._data, fills, strict=True)]
         if mode == "linear":
-            self._tensor = readable(self.data)[None, None]
+            # side by side, so that a place's voxels of all volumes lie in the same line of the cache
+            together = [readable(data) for data in self._data]
+            self._image = (torch.stack(together, -1) if len(together) > 1 else together[0][..., None]).movedim(-1, 0)
 
-    def __call__(self, indices: Tensor) -> NDArray[np.generic]:
-        """Values at (d, h, w, 3) continuous indices, shape (d, h, w)."""
+    def __call__(self, indices: Tensor) -> list[NDArray[np.generic]]:
+        """Values at (d, h, w, 3) continuous indices, (d, h, w) for each volume."""
         if self.mode == "linear":
-            values = sample_grid(self._tensor, indices[None])[0, 0].numpy()
+            read = [values.numpy() for values in sample_grid(self._image[None], indices[None])[0]]
         else:
-            values = self._nearest(indices)
-        values[outside(indices, self.shape).numpy()] = self.fill
-        return values
+            flat = self._nearest(indices)
+            read = [data.reshape(-1)[flat] for data in self._data]
+        beyond = outside(indices, self.shape).numpy()
+        for values, fill in zip(read, self.fills, strict=True):
+            values[beyond] = fill
+        return read
 
-    def _nearest(self, indices: Tensor) -> NDArray[np.generic]:
-        # Halves round up, as ITK rounds them.
+    def _nearest(self, indices: Tensor) -> NDArray[np.int64]:
+        """Each place's nearest voxel in the flat array; halves round up, as ITK rounds them."""
         voxels = (indices + 0.5).floor().to(torch.int64)
         i, j, k = (voxels[..., axis].clamp(0, n - 1) for axis, n in enumerate(self.shape))
-        flat = (i * self.shape[1] + j) * self.shape[2] + k
-        values: NDArray[np.generic] = self.data.reshape(-1)[flat.numpy()]
-        return values
+        flat: NDArray[np.int64] = ((i * self.shape[1] + j) * self.shape[2] + k).numpy()
+        return flat

@@ -53,7 +53,8 @@ def write_overview(result: GuideResult, path: Path) -> None:
             draw.text((middle, top + 3), f"{name}, {plane}", fill="white", font=ImageFont.load_default(12), anchor="ma")
             panel = _panel(ict, over, window, outlines, column, centre[column])
             picture.paste(panel, (middle - panel.width // 2, top + TITLE + (PANEL[1] - panel.height) // 2))
-    picture.save(path)
+    # the last tenth of its bytes would take longer than all the drawing
+    picture.save(path, compress_level=1)
 
 
 def _panel(

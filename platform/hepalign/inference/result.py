@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from hepalign.inference.overview import write_overview
 from hepalign.inference.provenance import CONVENTION
 from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.files import read_field, write_field
+
+# Each holds a field twice while it packs it.
+WRITERS = 2
 
 
 @dataclass(frozen=True)
@@ -81,21 +85,35 @@ class GuideResult:
             "labels": {str(value): name for value, name in names.items()},
         }
 
-    def save(self, folder: Path, *, h5: bool = False) -> Path:
-        """Write CONTRACT's files into `folder` (`h5` adds the fields as ITK transforms); result.json comes last."""
+    def save(self, folder: Path, *, h5: bool = False, also: Mapping[str, Volume] | None = None) -> Path:
+        """Write CONTRACT's files into `folder`; result.json comes last.
+
+        Args:
+            folder: made where it is missing.
+            h5: adds the fields as ITK transforms.
+            also: further volumes to write beside them, by their files' names without ending.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").unlink(missing_ok=True)
-        write_nifti(as_stored_ct(self.inpct), folder / "inpct.nii.gz")
-        write_nifti(self.inpainted_mask, folder / "inpainted_mask.nii.gz")
-        write_nifti(as_stored_ct(self.pct_on_ict), folder / "pct_on_ict.nii.gz")
-        write_nifti(self.pmr_on_ict, folder / "pmr_on_ict.nii.gz")
         (folder / "labels_on_ict.nii.gz").unlink(missing_ok=True)
+        fields = {"field_ict_from_pct": self.field_ict_from_pct, "field_ict_from_pmr": self.field_ict_from_pmr}
+        volumes = {
+            "inpct": as_stored_ct(self.inpct),
+            "inpainted_mask": self.inpainted_mask,
+            "pct_on_ict": as_stored_ct(self.pct_on_ict),
+            "pmr_on_ict": self.pmr_on_ict,
+            **(also or {}),
+        }
         if self.labels_on_ict is not None:
-            write_nifti(self.labels_on_ict.volume, folder / "labels_on_ict.nii.gz")
-        for suffix in (".nii.gz", ".h5") if h5 else (".nii.gz",):
-            write_field(self.field_ict_from_pct, folder / f"field_ict_from_pct{suffix}")
-            write_field(self.field_ict_from_pmr, folder / f"field_ict_from_pmr{suffix}")
-        write_overview(self, folder / "overview.png")
+            volumes["labels_on_ict"] = self.labels_on_ict.volume
+        # compressing leaves Python's lock: a second file is packed, or the picture drawn, meanwhile
+        with ThreadPoolExecutor(WRITERS) as writers:
+            written = [writers.submit(write_overview, self, folder / "overview.png")]
+            for suffix in (".nii.gz", ".h5") if h5 else (".nii.gz",):
+                written += [writers.submit(write_field, f, folder / f"{name}{suffix}") for name, f in fields.items()]
+            written += [writers.submit(write_nifti, v, folder / f"{name}.nii.gz") for name, v in volumes.items()]
+        for each in written:
+            each.result()
         (folder / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
         return folder
 

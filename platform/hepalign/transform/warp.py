@@ -8,7 +8,7 @@ grid: `warped[p] = moving[p + d[p]]`, d in array order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -33,11 +33,30 @@ def warp(moving: Volume, field: DisplacementField, *, mode: Mode = "linear", fil
         mode: `linear` gives float32; `nearest` keeps the dtype (labels, masks).
         fill: the value where x + u(x) lies outside `moving`; by default the volume's lowest.
     """
-    source = Interpolator(moving, mode, fill)
-    out = np.empty(field.geometry.shape, source.dtype)
-    for slab, indices in _moved_slabs(moving.geometry, field):
-        out[slab] = source(indices)
-    return Volume(out, field.geometry)
+    return warp_together([moving], field, mode=mode, fills=[fill])[0]
+
+
+def warp_together(
+    moving: Sequence[Volume],
+    field: DisplacementField,
+    *,
+    mode: Mode = "linear",
+    fills: Sequence[float | None] | None = None,
+) -> list[Volume]:
+    """`warp` of several volumes that share one grid: where each voxel is read is worked out once.
+
+    Raises:
+        ValueError: the volumes lie on different grids.
+    """
+    geometry = moving[0].geometry
+    if not all(volume.geometry.same_grid(geometry) for volume in moving):
+        raise ValueError("volumes that are warped together share one grid")
+    source = Interpolator(moving, mode, fills or [None] * len(moving))
+    out = [np.empty(field.geometry.shape, dtype) for dtype in source.dtypes]
+    for slab, indices in _moved_slabs(geometry, field):
+        for whole, values in zip(out, source(indices), strict=True):
+            whole[slab] = values
+    return [Volume(whole, field.geometry) for whole in out]
 
 
 def outside_grid(moving_geometry: Geometry, field: DisplacementField) -> NDArray[np.bool_]:
