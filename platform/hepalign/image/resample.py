@@ -140,9 +140,10 @@ class Interpolator:
         else:
             flat = self._nearest(indices)
             read = [data.reshape(-1)[flat] for data in self._data]
-        beyond = outside(indices, self.shape).numpy()
-        for values, fill in zip(read, self.fills, strict=True):
-            values[beyond] = fill
+        beyond = outside(indices, self.shape)
+        if beyond.any():
+            for values, fill in zip(read, self.fills, strict=True):
+                values[beyond.numpy()] = fill
         return read
 
     def _nearest(self, indices: Tensor) -> NDArray[np.int64]:

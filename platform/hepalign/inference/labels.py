@@ -12,7 +12,7 @@ from scipy import ndimage
 from hepalign.errors import BadInputError
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField
-from hepalign.transform.warp import warp
+from hepalign.transform.warp import Box, bounding_box, warp_masks
 
 LIVER_VALUE = 1
 FIRST_TUMOUR_VALUE = 2
@@ -49,12 +49,21 @@ def checked_labels(labels: Mapping[str, Volume] | None) -> dict[str, Volume]:
 
 def separate_tumours(mask: Volume) -> list[NDArray[np.bool_]]:
     """One mask a tumour: the map's own values where it has several, else connected pieces."""
-    data = np.rint(np.asarray(mask.data)).astype(np.int64)
+    box = bounding_box(mask.as_mask())
+    if box is None:
+        return []
+    data = np.rint(np.asarray(mask.data[box])).astype(np.int64)
     values = [int(value) for value in np.unique(data) if value > 0]
     if len(values) > 1:
-        return [data == value for value in values]
+        return [_whole(data == value, box, mask) for value in values]
     pieces, count = ndimage.label(data > 0, ndimage.generate_binary_structure(3, 3))
-    return [pieces == index for index in range(1, count + 1)]
+    return [_whole(pieces == index, box, mask) for index in range(1, count + 1)]
+
+
+def _whole(part: NDArray[np.bool_], box: Box, mask: Volume) -> NDArray[np.bool_]:
+    whole = np.zeros(mask.data.shape, bool)
+    whole[box] = part
+    return whole
 
 
 def warp_labels(
@@ -69,13 +78,15 @@ def warp_labels(
     names: dict[int, str] = {}
     liver = _chosen(labels, "liver", from_pct, from_pmr)
     if liver is not None:
-        out[_warped(liver[0].as_mask(), liver)] = LIVER_VALUE
+        volume, field = liver
+        out[warp_masks([volume.as_mask()], volume.geometry, field)[0]] = LIVER_VALUE
         names[LIVER_VALUE] = "liver"
     tumour = _chosen(labels, "tumour", from_pct, from_pmr)
     if tumour is not None:
-        for index, piece in enumerate(separate_tumours(tumour[0])):
+        volume, field = tumour
+        for index, piece in enumerate(warp_masks(separate_tumours(volume), volume.geometry, field)):
             value = FIRST_TUMOUR_VALUE + index
-            out[_warped(piece, tumour)] = value
+            out[piece] = value
             names[value] = f"tumour {index + 1}"
     return LabelMap(Volume(out, from_pct.geometry), names) if names else None
 
@@ -88,8 +99,3 @@ def _chosen(
     if f"pmr_{structure}" in labels and from_pmr is not None:
         return labels[f"pmr_{structure}"], from_pmr
     return None
-
-
-def _warped(mask: NDArray[np.bool_], source: tuple[Volume, DisplacementField]) -> NDArray[np.bool_]:
-    volume, field = source
-    return warp(volume.with_data(mask.astype(np.float32)), field, fill=0.0).as_mask()

@@ -13,6 +13,9 @@ from torch import Tensor
 from hepalign.image.resample import CHUNK_VOXELS, readable
 from hepalign.transform.displacement import DisplacementField
 
+# Just below 1, for what rounding adds.
+SOUND = 0.98
+
 
 def jacobian_determinants(field: DisplacementField) -> NDArray[np.float32]:
     """det(I + ∂u/∂x) by central differences (one-sided at the border): 1 keeps volume, 0.5 halves it; (D, H, W)."""
@@ -31,7 +34,11 @@ def fold_mask(field: DisplacementField) -> NDArray[np.bool_]:
     """
     mask = np.zeros(field.geometry.shape, bool)
     handedness = float(np.sign(np.linalg.det(field.geometry.affine[:3, :3])))
+    straight = field.linear[:3, :3] @ field.geometry.affine[:3, :3]
+    upright = np.linalg.det(straight) * handedness > 0
     for slab, forward, backward in _edge_slabs(field):
+        if upright and _surely_sound(forward, backward, straight):
+            continue
         folded = torch.zeros(forward[0].shape[1:], dtype=torch.bool)
         for along_j, along_k in product((forward[1], backward[1]), (forward[2], backward[2])):
             normal = torch.linalg.cross(along_j, along_k, dim=0)
@@ -39,6 +46,22 @@ def fold_mask(field: DisplacementField) -> NDArray[np.bool_]:
                 folded |= (along_i * normal).sum(dim=0) * handedness <= 0
         mask[slab] = folded.numpy()
     return mask
+
+
+def _surely_sound(forward: list[Tensor], backward: list[Tensor], straight: NDArray[np.float64]) -> bool:
+    """Whether no voxel can fold, as no edge lies far from where the linear part puts it.
+
+    With S the edges of the linear part and E what the field adds, det(S + E) keeps the sign of det S while a bound of
+    ‖E S⁻¹‖ stays below 1: that of E's columns in edge lengths times the norm of S⁻¹ in them.
+    """
+    lengths = np.linalg.norm(straight, axis=0)
+    slack = float(np.linalg.norm(np.linalg.inv(straight / lengths), 2))
+    bend = torch.zeros(forward[0].shape[1:])
+    for axis, steps in enumerate(zip(forward, backward, strict=True)):
+        edge = torch.tensor(straight[:, axis], dtype=torch.float32).reshape(3, 1, 1, 1)
+        squares = [(step - edge).square_().sum(dim=0) for step in steps]
+        bend.add_(torch.maximum(*squares), alpha=float(lengths[axis] ** -2))
+    return float(bend.max()) * slack**2 < SOUND
 
 
 def folding_fraction(field: DisplacementField, where: NDArray[np.bool_] | None = None) -> float:

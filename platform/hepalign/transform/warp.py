@@ -23,6 +23,8 @@ from hepalign.image.volume import Volume
 from hepalign.shapes import Image, VoxelField
 from hepalign.transform.displacement import DisplacementField
 
+Box = tuple[slice, slice, slice]
+
 
 def warp(moving: Volume, field: DisplacementField, *, mode: Mode = "linear", fill: float | None = None) -> Volume:
     """`moving` resampled once onto the field's grid: `warped(x) = moving(x + u(x))`.
@@ -57,6 +59,48 @@ def warp_together(
         for whole, values in zip(out, source(indices), strict=True):
             whole[slab] = values
     return [Volume(whole, field.geometry) for whole in out]
+
+
+def warp_masks(
+    masks: Sequence[NDArray[np.bool_]], geometry: Geometry, field: DisplacementField
+) -> list[NDArray[np.bool_]]:
+    """Masks on one grid warped linearly and cut at one half, as `warp(..., fill=0.0)` would; bool (D, H, W) each.
+
+    What lies away from a mask's True voxels is not read: a tumour costs next to nothing.
+    """
+    out = [np.zeros(field.geometry.shape, bool) for _ in masks]
+    parts = [_part(mask) for mask in masks]
+    for slab, indices in _moved_slabs(geometry, field):
+        for whole, part in zip(out, parts, strict=True):
+            if part is None:
+                continue
+            image, start = part
+            places = indices - start
+            near = ~outside(places, (image.shape[0], image.shape[1], image.shape[2]))
+            values = sample_grid(image[None, None], places[near][None, :, None, None])[0, 0, :, 0, 0]
+            whole[slab][near.numpy()] = (values > 0.5).numpy()
+    return out
+
+
+def _part(mask: NDArray[np.bool_]) -> tuple[Tensor, Tensor] | None:
+    """The mask's box with a voxel of background around it, where the image has one, and the box's first voxel."""
+    box = bounding_box(mask)
+    if box is None:
+        return None
+    grown = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
+    image = torch.from_numpy(np.ascontiguousarray(mask[grown], dtype=np.float32))
+    return image, torch.tensor([side.start for side in grown], dtype=torch.float32)
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
+    """The smallest box that holds every True voxel; None where there is none."""
+    box = []
+    for axis in range(3):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        if len(filled) == 0:
+            return None
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return box[0], box[1], box[2]
 
 
 def outside_grid(moving_geometry: Geometry, field: DisplacementField) -> NDArray[np.bool_]:
