@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from hepalign.image.geometry import Geometry
 from hepalign.transform import linear
@@ -65,6 +66,26 @@ def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(fold_mask(field), whole)
     np.testing.assert_array_equal(jacobian_determinants(field), determinants)
     assert 0 < whole.mean() < 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_passed_over_as_smooth_does_not_fold(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    pose = linear.rotation(rng.uniform(-180, 180, 3))
+    pose[:3, :3] @= np.eye(3) + rng.normal(size=(3, 3)) * 0.15
+    if seed % 4 == 0:
+        pose[:3, 0] *= -1
+    direction = linear.rotation(rng.uniform(-180, 180, 3))[:3, :3]
+    grid = Geometry.from_spacing((14, 12, 10), tuple(rng.uniform(0.7, 5, 3)), direction=direction)
+    bends = ndimage.gaussian_filter(rng.normal(size=(*grid.shape, 3)), (1, 1, 1, 0)) * rng.uniform(0, 6)
+    straight = DisplacementField.from_linear(pose, grid)
+    monkeypatch.setattr("hepalign.transform.jacobian.CHUNK_VOXELS", 1)
+    for linear_part in (pose, np.eye(4)):
+        field = DisplacementField(straight.vectors + bends.astype(np.float32), grid, linear_part)
+        found = fold_mask(field)
+        with monkeypatch.context() as everywhere:
+            everywhere.setattr("hepalign.transform.jacobian.SOUND", 0.0)
+            np.testing.assert_array_equal(fold_mask(field), found)
 
 
 def test_fraction_counts_only_where_it_is_asked() -> None:

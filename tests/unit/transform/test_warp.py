@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from hepalign.image.geometry import Geometry
-from hepalign.image.resample import resample
+from hepalign.image.resample import Mode, resample
 from hepalign.image.volume import Volume
 from hepalign.transform import linear
 from hepalign.transform.displacement import DisplacementField
-from hepalign.transform.warp import outside_grid, warp, warp_tensor
+from hepalign.transform.warp import outside_grid, warp, warp_masks, warp_tensor, warp_together
 
 GRID = Geometry.from_spacing((10, 12, 9), (1.5, 2.0, 3.0), origin_mm=(-5, 3, 8))
 
@@ -106,3 +106,40 @@ def test_tensor_kernel_gradients_are_right_and_float32_under_autocast() -> None:
     change = warp_tensor(image, displacement + step) - warp_tensor(image, displacement - step)
     slope = change[0, 0, 2, 2, 2].item() / 2e-2
     assert displacement.grad[0, 1, 2, 2, 2].item() == pytest.approx(slope, abs=1e-3)
+
+
+def bent(geometry: Geometry) -> DisplacementField:
+    pose = linear.rotation((8, -5, 12), geometry.centre_mm) @ linear.translation((3, -2, 1))
+    waves = 1.5 * np.sin(geometry.grid_mm() / 4)
+    return DisplacementField(DisplacementField.from_linear(pose, geometry).vectors + waves.astype(np.float32), geometry)
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_together_is_each_by_itself(mode: Mode) -> None:
+    field = bent(Geometry.from_spacing((11, 9, 10), 2.0, origin_mm=(-6, 2, 6)))
+    images = [noise(GRID), noise(GRID).with_data(np.arange(np.prod(GRID.shape), dtype=np.int16).reshape(GRID.shape))]
+    both = warp_together(images, field, mode=mode, fills=[None, -7])
+    for one, image, fill in zip(both, images, (None, -7), strict=True):
+        alone = warp(image, field, mode=mode, fill=fill)
+        np.testing.assert_array_equal(one.data, alone.data)
+        assert one.data.dtype == alone.data.dtype
+    assert (both[1].data == -7).any()
+
+
+def test_what_is_warped_together_shares_a_grid() -> None:
+    with pytest.raises(ValueError, match="share one grid"):
+        warp_together([noise(GRID), noise(GRID.with_shape((5, 6, 4)))], bent(GRID))
+
+
+def test_masks_are_warped_as_images_are_and_cut_at_one_half() -> None:
+    field = bent(Geometry.from_spacing((16, 18, 20), 1.3, origin_mm=(-8, 0, 4)))
+    masks = [np.zeros(GRID.shape, bool) for _ in range(4)]
+    masks[0][3:6, 4:8, 2:5] = True
+    masks[1][0, :, 8] = True
+    masks[2][:] = True
+    warped = warp_masks(masks, GRID, field)
+    for mask, found in zip(masks, warped, strict=True):
+        whole = warp(Volume(mask.astype(np.float32), GRID), field, fill=0.0).data
+        clear = np.abs(whole - 0.5) > 1e-4
+        np.testing.assert_array_equal(found[clear], whole[clear] > 0.5)
+    assert [bool(found.any()) for found in warped] == [True, True, True, False]

@@ -1,0 +1,108 @@
+"""Requests that wait for jobs: told at once, together, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from sqlalchemy import delete, event
+from sqlalchemy.exc import OperationalError
+
+from hepalign_serve import waiting, work
+from hepalign_serve.records import CaseRow, IdempotencyKey, Job, Records, Site
+from hepalign_serve.settings import Limits
+from hepalign_serve.waiting import Waiting
+
+
+@pytest.fixture(autouse=True)
+def _one_case(records: Records) -> None:
+    with records.write() as session:
+        session.add(Site(id="a", created=0.0, revoked=None))
+        session.flush()
+        session.add(CaseRow(id="case", site_id="a", created=0.0, touched=0.0))
+
+
+def add(records: Records, key: str) -> str:
+    with records.write() as session:
+        job = work.submit(session, site="a", case="case", kind="guide", request={}, limits=Limits()).id
+        session.add(
+            IdempotencyKey(site_id="a", key=key, fingerprint="", case_id="case", job_id=job, answering_until=0.0,
+                           answer=None, created=0.0)
+        )  # fmt: skip
+        return job
+
+
+def finish(records: Records) -> None:
+    held = work.claim(records, "guide", 1)
+    assert held is not None
+    assert work.succeed(records, held, {}, [])
+
+
+def test_each_is_told_when_its_own_job_ends(records: Records) -> None:
+    jobs = [add(records, key) for key in "xy"]
+
+    async def both() -> list[float]:
+        waits = Waiting(records)
+        began = time.monotonic()
+
+        async def one(job: str, key: str) -> float:
+            await waits.ended(job, ("a", key), 30)
+            return time.monotonic() - began
+
+        first, second = (asyncio.create_task(one(job, key)) for job, key in zip(jobs, "xy", strict=True))
+        await asyncio.sleep(0.2)
+        assert not first.done()
+        await asyncio.to_thread(finish, records)
+        told = [await first]
+        await asyncio.sleep(0.3)
+        assert not second.done()
+        await asyncio.to_thread(finish, records)
+        return [*told, await second]
+
+    first_s, second_s = asyncio.run(both())
+    assert first_s < second_s < 5
+
+
+def test_a_wait_ends_by_itself_and_an_erased_job_at_once(records: Records) -> None:
+    job = add(records, "x")
+
+    async def waits() -> tuple[float, float]:
+        looking, spans = Waiting(records), []
+        for seconds in (0.3, 30.0):
+            began = time.monotonic()
+            await looking.ended(job, ("a", "x"), seconds)
+            spans.append(time.monotonic() - began)
+            with records.write() as session:
+                session.execute(delete(Job))
+        return spans[0], spans[1]
+
+    timed_out_s, erased_s = asyncio.run(waits())
+    assert 0.3 <= timed_out_s < 5
+    assert erased_s < 5
+
+
+def test_a_key_stays_with_the_answer_that_waits(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "RENEW_EVERY_S", 0.05)
+    jobs = {key: add(records, key) for key in ("waited", "other")}
+    asyncio.run(Waiting(records).ended(jobs["waited"], ("a", "waited"), 0.5))
+    with records.read() as session:
+        assert session.get_one(IdempotencyKey, ("a", "waited")).answering_until > time.time()
+        assert session.get_one(IdempotencyKey, ("a", "other")).answering_until == 0.0
+
+
+def test_a_database_that_is_away_is_said_to_whoever_waits(records: Records) -> None:
+    job = add(records, "x")
+
+    def refuse(*_: object) -> None:
+        raise OperationalError("select", {}, Exception("away"))
+
+    async def asked() -> None:
+        event.listen(records.engine, "before_cursor_execute", refuse)
+        try:
+            with pytest.raises(OperationalError):
+                await Waiting(records).ended(job, ("a", "x"), 30)
+        finally:
+            event.remove(records.engine, "before_cursor_execute", refuse)
+
+    asyncio.run(asked())
