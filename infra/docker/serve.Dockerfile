@@ -14,7 +14,7 @@ RUN python -m venv /opt/tools \
 COPY pyproject.toml README.md LICENSE ./
 COPY platform platform
 COPY serve serve
-RUN /opt/tools/bin/hatchling build --target wheel dist \
+RUN /opt/tools/bin/hatchling build --target wheel --directory dist \
  && /opt/tools/bin/uv pip install --python /opt/hepalign/bin/python --no-cache --no-deps --compile-bytecode dist/*.whl
 
 FROM python:3.11.13-slim-bookworm

@@ -109,7 +109,8 @@ def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _window(volume: Volume) -> tuple[float, float]:
-    low, high = np.percentile(volume.as_float(), (1, 99.5))
+    # every third voxel along each axis says as much as all of them
+    low, high = np.percentile(np.asarray(volume.data)[::3, ::3, ::3], (1, 99.5))
     return float(low), float(high)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hepalign.errors import BadInputError, UsageError
 from hepalign.image.geometry import Geometry
-from hepalign.image.nifti import read_voxels, write_image
+from hepalign.image.nifti import file_order, read_voxels, write_image
 from hepalign.image.nifti_header import NiftiHeader
 from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.linear import RAS_LPS, to_lps
@@ -65,7 +65,8 @@ def read_field(path: Path | str, geometry: Geometry | None = None) -> Displaceme
 
 
 def _write_nifti(field: DisplacementField, path: Path) -> None:
-    image = nib.Nifti1Image((field.vectors * _FLIP)[:, :, :, None, :], field.geometry.affine)
+    vectors = file_order(field.vectors * _FLIP)
+    image = nib.Nifti1Image(vectors[:, :, :, None, :], field.geometry.affine)
     image.header.set_intent("vector")
     if not np.array_equal(field.linear, np.eye(4)):
         image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, _note(field.linear)))
