@@ -18,7 +18,7 @@ from hepalign.evaluation.baselines.itk_images import LPS, lps_frame, to_itk
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField, compose
-from hepalign.transform.warp import warp
+from hepalign.transform.warp import warp_together
 from timing import interleaved, ratio
 
 FIELD_OF_VIEW_MM = 358.4
@@ -43,7 +43,7 @@ def main() -> None:
 
     def ours() -> list[Volume]:
         through = compose(before, during)
-        return [warp(volume, through, fill=0.0) for volume in volumes]
+        return warp_together(volumes, through, fills=[0.0] * len(volumes))
 
     def theirs() -> list[sitk.Image]:
         # SimpleITK applies the transform that was added last first

@@ -13,7 +13,7 @@ from hepalign.inference.bundle import Bundle, load_bundle
 from hepalign.inference.guide import guide
 from hepalign.inference.inpaint import Inpainted, inpaint
 from hepalign.inference.planner import Plan, load_plan, plan
-from hepalign.inference.result import as_stored_ct, load_previous
+from hepalign.inference.result import load_previous
 from hepalign.inference.synthesise import synthesise
 from hepalign.transform.warp import warp
 from hepalign_serve.images import read_mask
@@ -94,7 +94,7 @@ class HepalignPipeline:
             progress=progress, **task.options,
         )  # fmt: skip
         # The viewer lays the synthetic CT over the iCT.
-        made.save(task.out, also={"sct_on_ict": as_stored_ct(warp(planned.sct, made.field_ict_from_pmr))})
+        made.save(task.out, more_cts={"sct_on_ict": warp(planned.sct, made.field_ict_from_pmr)})
         return _with_warnings(task.out / "result.json", warnings)
 
     def preload(self, plan_folder: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ log = structlog.get_logger("hepalign_serve")
 
 HEARTBEAT_S = 2.0
 KEPT_RELEASES = 2
+# Files whose digests are taken at once.
+READERS = 2
 
 
 class Releases:
@@ -198,9 +201,11 @@ def _step_by_step(latest: dict[str, Any], trace: str) -> Iterator[Callable[[str,
 
 def left_files(folder: Path, key: str) -> list[LeftFile]:
     """The result files of an attempt, whose folder on the shelf is `key`, with their digests."""
-    left = []
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+
+    def left(path: Path) -> LeftFile:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        left.append(LeftFile(path.name, f"{key}/{path.name}", sha256, path.stat().st_size))
-    return left
+        return LeftFile(path.name, f"{key}/{path.name}", sha256, path.stat().st_size)
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return list(readers.map(left, sorted(p for p in folder.iterdir() if p.is_file())))

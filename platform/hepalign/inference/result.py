@@ -85,35 +85,33 @@ class GuideResult:
             "labels": {str(value): name for value, name in names.items()},
         }
 
-    def save(self, folder: Path, *, h5: bool = False, also: Mapping[str, Volume] | None = None) -> Path:
+    def save(self, folder: Path, *, h5: bool = False, more_cts: Mapping[str, Volume] | None = None) -> Path:
         """Write CONTRACT's files into `folder`; result.json comes last.
 
         Args:
             folder: made where it is missing.
             h5: adds the fields as ITK transforms.
-            also: further volumes to write beside them, by their files' names without ending.
+            more_cts: further CTs to write beside them, by their files' names without ending.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").unlink(missing_ok=True)
         (folder / "labels_on_ict.nii.gz").unlink(missing_ok=True)
         fields = {"field_ict_from_pct": self.field_ict_from_pct, "field_ict_from_pmr": self.field_ict_from_pmr}
-        volumes = {
-            "inpct": as_stored_ct(self.inpct),
-            "inpainted_mask": self.inpainted_mask,
-            "pct_on_ict": as_stored_ct(self.pct_on_ict),
-            "pmr_on_ict": self.pmr_on_ict,
-            **(also or {}),
-        }
+        cts = {"inpct": self.inpct, "pct_on_ict": self.pct_on_ict, **(more_cts or {})}
+        others = {"inpainted_mask": self.inpainted_mask, "pmr_on_ict": self.pmr_on_ict}
         if self.labels_on_ict is not None:
-            volumes["labels_on_ict"] = self.labels_on_ict.volume
+            others["labels_on_ict"] = self.labels_on_ict.volume
         # compressing leaves Python's lock: a second file is packed, or the picture drawn, meanwhile
         with ThreadPoolExecutor(WRITERS) as writers:
             written = [writers.submit(write_overview, self, folder / "overview.png")]
-            for suffix in (".nii.gz", ".h5") if h5 else (".nii.gz",):
-                written += [writers.submit(write_field, f, folder / f"{name}{suffix}") for name, f in fields.items()]
-            written += [writers.submit(write_nifti, v, folder / f"{name}.nii.gz") for name, v in volumes.items()]
+            written += [writers.submit(write_field, f, folder / f"{name}.nii.gz") for name, f in fields.items()]
+            written += [writers.submit(write_ct, v, folder / f"{name}.nii.gz") for name, v in cts.items()]
+            written += [writers.submit(write_nifti, v, folder / f"{name}.nii.gz") for name, v in others.items()]
         for each in written:
             each.result()
+        # one after the other: HDF5 is not made for threads
+        for name, field in fields.items() if h5 else ():
+            write_field(field, folder / f"{name}.h5")
         (folder / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
         return folder
 
@@ -136,3 +134,8 @@ def load_previous(folder: Path) -> DisplacementField:
 def as_stored_ct(volume: Volume) -> Volume:
     """HU rounded to int16: a quarter of the bytes, and what scanners store."""
     return volume.with_data(np.clip(np.rint(np.asarray(volume.data)), -32768, 32767).astype(np.int16))
+
+
+def write_ct(volume: Volume, path: Path) -> None:
+    """`write_nifti` of HU as they are stored."""
+    write_nifti(as_stored_ct(volume), path)
