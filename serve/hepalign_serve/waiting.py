@@ -12,8 +12,9 @@ from sqlalchemy import select, tuple_, update
 from hepalign_serve import work
 from hepalign_serve.records import IdempotencyKey, Job, Records
 
-# One question to the database for all that wait: asked often, it costs little, and an ended job is told at once.
-LOOK_EVERY_S = 0.005
+# One question to the database for all that wait, asked again after a share of what the last comer has waited: little is
+# lost on a short guide, and a long plan does not ask for nothing.
+LOOK_SHARE, LOOK_S = 0.01, (0.005, 0.25)
 # An answer's key is its own for so long; while somebody waits it is renewed.
 ANSWERING_S = 5.0
 RENEW_EVERY_S = ANSWERING_S / 3
@@ -28,6 +29,7 @@ class Waiting:
         self._records = records
         self._waiting: dict[asyncio.Future[None], tuple[str, KeyId]] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._newest = 0.0
 
     async def ended(self, job_id: str, key: KeyId, wait_s: float) -> None:
         """Returns when a job has ended, or after `wait_s`; meanwhile its key stays with this answer.
@@ -39,6 +41,7 @@ class Waiting:
             return
         future = asyncio.get_running_loop().create_future()
         self._waiting[future] = job_id, key
+        self._newest = time.monotonic()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
         try:
@@ -66,7 +69,7 @@ class Waiting:
                 for future, (job_id, _) in asked.items():
                     if job_id in ended and not future.done():
                         future.set_result(None)
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(min(max(LOOK_SHARE * (time.monotonic() - self._newest), LOOK_S[0]), LOOK_S[1]))
 
     def _ended(self, job_ids: Set[str]) -> Set[str]:
         """Those that do not run any more; an erased job has ended as well."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hepalign_serve.records import Records
+from hepalign_serve.records import CaseRow, Records, Site
 from hepalign_serve.schema import upgrade
 
 
@@ -25,3 +25,12 @@ def records(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Records]
     upgrade(made.engine)
     yield made
     made.engine.dispose()
+
+
+@pytest.fixture
+def one_case(records: Records) -> None:
+    """Site `a` with its case `case`."""
+    with records.write() as session:
+        session.add(Site(id="a", created=0.0, revoked=None))
+        session.flush()
+        session.add(CaseRow(id="case", site_id="a", created=0.0, touched=0.0))

@@ -10,17 +10,11 @@ from sqlalchemy import delete, event
 from sqlalchemy.exc import OperationalError
 
 from hepalign_serve import waiting, work
-from hepalign_serve.records import CaseRow, IdempotencyKey, Job, Records, Site
+from hepalign_serve.records import IdempotencyKey, Job, Records
 from hepalign_serve.settings import Limits
 from hepalign_serve.waiting import Waiting
 
-
-@pytest.fixture(autouse=True)
-def _one_case(records: Records) -> None:
-    with records.write() as session:
-        session.add(Site(id="a", created=0.0, revoked=None))
-        session.flush()
-        session.add(CaseRow(id="case", site_id="a", created=0.0, touched=0.0))
+pytestmark = pytest.mark.usefixtures("one_case")
 
 
 def add(records: Records, key: str) -> str:

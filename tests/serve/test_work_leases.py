@@ -11,16 +11,10 @@ import pytest
 from hepalign.cases.store import Shelf
 from hepalign_serve import housekeeping, work
 from hepalign_serve.problems import RequestError
-from hepalign_serve.records import Artifact, CaseRow, Job, Records, Site
+from hepalign_serve.records import Artifact, Job, Records
 from hepalign_serve.settings import Limits
 
-
-@pytest.fixture(autouse=True)
-def _one_case(records: Records) -> None:
-    with records.write() as session:
-        session.add(Site(id="a", created=0.0, revoked=None))
-        session.flush()
-        session.add(CaseRow(id="case", site_id="a", created=0.0, touched=0.0))
+pytestmark = pytest.mark.usefixtures("one_case")
 
 
 def add(records: Records, kind: work.Kind = "guide", limits: Limits | None = None) -> str:

@@ -54,7 +54,8 @@ def read_members(path: Path, name: str) -> Iterator[bytes]:
                 for member in members:
                     _check_member(member, name)
                 # Python reserves what it is told to read: a member is no longer than its archive
-                if any(member.compress_size > path.stat().st_size for member in members):
+                size = path.stat().st_size
+                if any(member.compress_size > size for member in members):
                     raise zipfile.BadZipFile
                 if sum(member.file_size for member in members) > MAX_ARCHIVE_BYTES:
                     raise _too_large(name)

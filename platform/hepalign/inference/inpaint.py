@@ -20,6 +20,7 @@ from hepalign.inference.bundle import Bundle
 from hepalign.inference.tensors import device_of
 from hepalign.nets.precision import autocast
 from hepalign.nets.unet import InpaintingNetConfig
+from hepalign.transform.warp import bounding_box
 
 # What the network sees around the hole: enough for the rim's texture and the harmonisation, little to compute.
 MARGIN_MM = 24.0
@@ -96,11 +97,12 @@ def _fill(bundle: Bundle, ict: Volume, hole: NDArray[np.bool_], prior: Volume | 
 
 def box_around(hole: NDArray[np.bool_], geometry: Geometry) -> tuple[slice, slice, slice]:
     """The hole's box and the margin that the network sees around it; the hole holds a voxel at least."""
+    box = bounding_box(hole)
+    assert box is not None
     slices = []
-    for axis, spacing_mm in enumerate(geometry.spacing_mm):
-        filled = np.flatnonzero(hole.any(axis=tuple(other for other in range(3) if other != axis)))
+    for side, length, spacing_mm in zip(box, hole.shape, geometry.spacing_mm, strict=True):
         margin = int(np.ceil(MARGIN_MM / spacing_mm))
-        slices.append(slice(max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, hole.shape[axis])))
+        slices.append(slice(max(side.start - margin, 0), min(side.stop + margin, length)))
     return slices[0], slices[1], slices[2]
 
 
