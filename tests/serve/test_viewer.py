@@ -275,6 +275,8 @@ def test_running_job_tells_its_progress_and_shows_its_result(case: Opened, shown
     expect(page.locator("#step")).to_contain_text("guide: warp")
     shown.change_job(job, state="succeeded", progress=1.0, finished=time.time(), result=result_of("reject"))
     expect(page.locator("#verdict")).to_have_class("reject")
+    # The page still fetches the images that this job used; a job erased under it is another matter.
+    expect(page.locator("#stage")).to_have_attribute("aria-busy", "false", timeout=WAIT_MS)
     with shown.records.write() as session:
         session.delete(session.get_one(Job, job))
 
