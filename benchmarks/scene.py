@@ -9,6 +9,7 @@ import numpy as np
 
 from hepalign.cases.landmarks import Landmarks
 from hepalign.cases.phantom import make_case
+from hepalign.image.intensity import as_stored_ct
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle, load_bundle
@@ -52,8 +53,9 @@ def scene(shape: tuple[int, int, int], seed: int) -> Scene:
         geometry = volume.geometry.with_shape((grown[0], grown[1], grown[2]))
         return resample(volume, geometry, mode="nearest" if mask else "linear")
 
-    pct, pmr = sized("pct"), sized("pmr")
+    # CTs as scanners store them: how large the files are and how they pack is a part of what is timed
+    pct, ict, pmr = as_stored_ct(sized("pct")), as_stored_ct(sized("ict")), sized("pmr")
     labels = {name: sized(name, mask=True) for name in ("pct_liver", "pmr_tumour") if name in made.volumes}
     field = resample_field(made.fields["truth_field_pct_from_pmr"], pct.geometry)
-    plan = Plan(pmr, pct, pct, field, labels, "given", {"status": "accept"}, {}, {})
-    return Scene(plan, sized("ict"), sized("ict_probe_mask", mask=True), dict(made.landmarks))
+    plan = Plan(pmr, pct, resample(pct, pmr.geometry), field, labels, "given", {"status": "accept"}, {}, {})
+    return Scene(plan, ict, sized("ict_probe_mask", mask=True), dict(made.landmarks))

@@ -14,8 +14,8 @@ from hepalign.inference.guide import guide
 from hepalign.inference.inpaint import Inpainted, inpaint
 from hepalign.inference.planner import Plan, load_plan, plan
 from hepalign.inference.result import load_previous
+from hepalign.inference.result_writer import ResultWriter
 from hepalign.inference.synthesise import synthesise
-from hepalign.transform.warp import warp
 from hepalign_serve.images import read_mask
 from hepalign_serve.task import Task
 
@@ -88,13 +88,12 @@ class HepalignPipeline:
         labels = {name: read_volume(path) for name, path in task.images.items() if name.endswith(("_liver", "_tumour"))}
         ablation = read_volume(task.images["ict_ablation"]) if "ict_ablation" in task.images else None
         previous = load_previous(task.previous_folder) if task.previous_folder else None
-        planned = self._plan(task.plan_folder)
-        made = guide(
-            bundle, planned, ict, mask, labels=labels, ablation=ablation, previous=previous, inpaint=inpaint,
-            progress=progress, **task.options,
-        )  # fmt: skip
-        # The viewer lays the synthetic CT over the iCT.
-        made.save(task.out, more_cts={"sct_on_ict": warp(planned.sct, made.field_ict_from_pmr)})
+        with ResultWriter(task.out) as writer:
+            made = guide(
+                bundle, self._plan(task.plan_folder), ict, mask, labels=labels, ablation=ablation, previous=previous,
+                inpaint=inpaint, progress=progress, keep=writer.keep, **task.options,
+            )  # fmt: skip
+            writer.finish(made)
         return _with_warnings(task.out / "result.json", warnings)
 
     def preload(self, plan_folder: Path) -> None:

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
-from hepalign.image.intensity import body_mask
+from hepalign.image.intensity import coarse_body_mask
 from hepalign.image.nifti import read_nifti
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
+from hepalign.transform.warp import bounding_box
 
 Points = NDArray[np.float64]
 
@@ -93,10 +94,14 @@ def check_probe_mask(mask: Volume, ct: Volume, *, name: str = NAME) -> None:
             `probe_mask_too_large` (38) when it covers over 20 % of the body.
     """
     inside = mask.as_mask()
-    if not inside.any():
+    box = bounding_box(inside)
+    if box is None:
         raise BadInputError(f"{name}: covers no voxel of the iCT; draw it over the probe", code="empty_probe_mask")
-    body = body_mask(ct).as_mask()
-    share = float((inside & body).sum()) / max(float(body.sum()), 1.0)
+    body = coarse_body_mask(ct)
+    i, j, k = inside[box].shape
+    near = resample(body, ct.geometry.crop((box[0].start, box[1].start, box[2].start), (i, j, k))).as_mask()
+    covered_mm3 = float((inside[box] & near).sum()) * ct.geometry.voxel_volume_mm3
+    share = covered_mm3 / max(float(body.data.sum()) * body.geometry.voxel_volume_mm3, 1.0)
     if share > LARGEST_BODY_SHARE:
         raise BadInputError(
             f"{name}: covers {share:.0%} of the body, more than {LARGEST_BODY_SHARE:.0%}; draw it over the probe only",

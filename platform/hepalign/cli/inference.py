@@ -86,18 +86,17 @@ def guide(
     from hepalign.inference import guide as guiding
     from hepalign.inference.planner import load_plan
     from hepalign.inference.result import load_previous
+    from hepalign.inference.result_writer import ResultWriter
 
     ict_volume = _read(ict, warnings, "ct")
-    result = guiding.guide(
-        _bundle(release),
-        load_plan(existing(plan)),
-        ict_volume,
-        _probe_mask(probe_mask, ict_volume, warnings),
-        engine=engine.value,
-        previous=load_previous(existing(previous)) if previous else None,
-        budget_s=budget_s,
-    )
-    result.save(out)
+    bundle, planned = _bundle(release), load_plan(existing(plan))
+    mask = _probe_mask(probe_mask, ict_volume, warnings)
+    before = load_previous(existing(previous)) if previous else None
+    with ResultWriter(out) as writer:
+        result = guiding.guide(
+            bundle, planned, ict_volume, mask, engine=engine.value, previous=before, budget_s=budget_s, keep=writer.keep
+        )
+        writer.finish(result)
     reasons = [str(reason) for reason in cast("list[object]", result.quality["reasons"])]
     verdict = ": ".join([str(result.quality["status"]).upper(), *(["; ".join(reasons)] if reasons else [])])
     text = f"{verdict}\nresult in {out}"

@@ -93,6 +93,11 @@ def normalise_mr(volume: Volume) -> tuple[NDArray[np.float32], MrScale]:
     return scale.apply(data), scale
 
 
+def as_stored_ct(volume: Volume) -> Volume:
+    """HU rounded to int16: a quarter of the bytes, and what scanners store."""
+    return volume.with_data(np.clip(np.rint(np.asarray(volume.data)), -32768, 32767).astype(np.int16))
+
+
 def axial_axis(geometry: Geometry) -> int:
     """The array axis that runs most nearly from feet to head."""
     return int(np.argmax(np.abs(geometry.direction[2])))
@@ -107,6 +112,12 @@ def body_mask(ct: Volume) -> Volume:
     Returns:
         bool, on the grid of `ct`.
     """
+    fine = resample(coarse_body_mask(ct), ct.geometry)
+    return fine.with_data(fine.as_mask())
+
+
+def coarse_body_mask(ct: Volume) -> Volume:
+    """`body_mask` where it is found: 0 or 1 as float32, on a grid of at least `BODY_SPACING_MM`."""
     factor = np.maximum(BODY_SPACING_MM / np.asarray(ct.geometry.spacing_mm), 1.0)
     shape = np.maximum(np.round(np.asarray(ct.geometry.shape) / factor), 1).astype(int)
     coarse = resample(ct, ct.geometry.with_shape((int(shape[0]), int(shape[1]), int(shape[2]))))
@@ -114,11 +125,10 @@ def body_mask(ct: Volume) -> Volume:
     opened = ndimage.binary_opening(dense, ndimage.generate_binary_structure(3, 1))
     labels, count = ndimage.label(opened[2:-2, 2:-2, 2:-2])
     if count == 0:
-        return ct.with_data(np.zeros(ct.geometry.shape, bool))
+        return coarse.with_data(np.zeros(coarse.geometry.shape, np.float32))
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     body = labels == sizes.argmax()
     for plane in np.moveaxis(body, axial_axis(coarse.geometry), 0):
         plane[...] = ndimage.binary_fill_holes(plane)
-    fine = resample(Volume(body.astype(np.float32), coarse.geometry), ct.geometry)
-    return fine.with_data(fine.as_mask())
+    return coarse.with_data(body.astype(np.float32))

@@ -30,12 +30,13 @@ from hepalign.inference.register import Clock, Engine, Registration, deform, sta
 from hepalign.inference.result import GuideResult
 from hepalign.inference.sampling import Places
 from hepalign.transform.displacement import DisplacementField, compose, resample_field
-from hepalign.transform.warp import warp
+from hepalign.transform.warp import warp, warp_together
 
 if TYPE_CHECKING:
     from hepalign.inference.inpaint import Inpainted
 
 InpaintStep = Callable[[Bundle, Volume, Volume, Volume | None], "Inpainted"]
+Keep = Callable[[str, Volume | DisplacementField], None]
 
 
 def guide(
@@ -51,6 +52,7 @@ def guide(
     ablation: Volume | None = None,
     inpaint: InpaintStep | None = None,
     progress: Progress | None = None,
+    keep: Keep | None = None,
 ) -> GuideResult:
     """Bring a plan onto an intra-procedural CT.
 
@@ -66,6 +68,7 @@ def guide(
         ablation: the planned or seen ablation zone on the iCT, for the margins.
         inpaint: the inpainting step; serving hands in a remote one.
         progress: called with a step's name and the fraction done.
+        keep: called with each of the result's larger parts and its name as soon as it is final (`ResultWriter.keep`).
 
     Raises:
         BadInputError: `no_overlap`, `probe_mask_grid`.
@@ -79,16 +82,19 @@ def guide(
         )
     clock = Clock(budget_s)
     tell = progress or (lambda step, done: None)
+    keep = keep or (lambda name, part: None)
     tell("affine", 0.0)
     matrix = start_matrix(plan.pct, ict, probe_mask, previous)
     clock.mark("affine")
     tell("register", 0.2)
     done = deform(bundle, plan.pct, ict, matrix, engine=engine, probe_mask=probe_mask, initial=previous, clock=clock)
+    keep("field_ict_from_pct", done.field)
     tell("inpaint", 0.6)
     inpainted = (inpaint or _inpaint)(bundle, ict, probe_mask, _prior(plan.pct, done.field, probe_mask))
     clock.mark("inpaint")
+    keep("inpct", inpainted.image)
     tell("warp", 0.8)
-    result = _finish(bundle, plan, ict, inpainted, done, labels or {}, ablation, clock)
+    result = _finish(bundle, plan, ict, inpainted, done, labels or {}, ablation, clock, keep)
     tell("done", 1.0)
     return result
 
@@ -126,11 +132,17 @@ def _finish(
     labels: Mapping[str, Volume],
     ablation: Volume | None,
     clock: Clock,
+    keep: Keep,
 ) -> GuideResult:
     from_pct = done.field
     from_pmr = compose(plan.field_pct_from_pmr, from_pct)
     clock.mark("compose")
-    pct_on_ict, pmr_on_ict = warp(plan.pct, from_pct), warp(plan.pmr, from_pmr)
+    keep("field_ict_from_pmr", from_pmr)
+    pct_on_ict = warp(plan.pct, from_pct)
+    keep("pct_on_ict", pct_on_ict)
+    pmr_on_ict, sct_on_ict = warp_together([plan.pmr, plan.sct], from_pmr)
+    keep("pmr_on_ict", pmr_on_ict)
+    keep("sct_on_ict", sct_on_ict)
     carried = warp_labels(plan.labels, from_pct, from_pmr)
     clock.mark("warp")
     hole = inpainted.mask.as_mask()
@@ -165,6 +177,7 @@ def _finish(
         inpainted_mask=inpainted.mask,
         pct_on_ict=pct_on_ict,
         pmr_on_ict=pmr_on_ict,
+        sct_on_ict=sct_on_ict,
         labels_on_ict=None if evidence.failed else carried,
         field_ict_from_pct=from_pct,
         field_ict_from_pmr=from_pmr,

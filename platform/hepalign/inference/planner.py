@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from hepalign.errors import BadInputError, UsageError
+from hepalign.image.intensity import as_stored_ct
 from hepalign.image.nifti import read_nifti, write_nifti
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.labels import LABEL_NAMES, checked_labels
 from hepalign.inference.provenance import CONVENTION, field_digest, provenance, volume_digest
 from hepalign.inference.register import Clock, register
-from hepalign.inference.result import as_stored_ct
 from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.files import read_field, write_field
 from hepalign.transform.warp import warp

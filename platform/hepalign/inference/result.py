@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from hepalign.errors import BadInputError
-from hepalign.image.nifti import write_nifti
 from hepalign.image.volume import Volume
 from hepalign.inference.labels import LabelMap
-from hepalign.inference.overview import write_overview
 from hepalign.inference.provenance import CONVENTION
+from hepalign.inference.result_writer import ResultWriter
 from hepalign.transform.displacement import DisplacementField
-from hepalign.transform.files import read_field, write_field
-
-# Each holds a field twice while it packs it.
-WRITERS = 2
+from hepalign.transform.files import read_field
 
 
 @dataclass(frozen=True)
@@ -33,6 +25,7 @@ class GuideResult:
         inpainted_mask: bool, the synthetic voxels of `inpct`.
         pct_on_ict: the pCT, resampled once.
         pmr_on_ict: the pMR, resampled once through the composed field.
+        sct_on_ict: the synthetic CT, resampled with the pMR.
         labels_on_ict: liver and tumours; None where no labels came in, or where no registration can be trusted.
         field_ict_from_pct: maps iCT points into the pCT.
         field_ict_from_pmr: maps iCT points into the pMR.
@@ -53,6 +46,7 @@ class GuideResult:
     inpainted_mask: Volume
     pct_on_ict: Volume
     pmr_on_ict: Volume
+    sct_on_ict: Volume
     labels_on_ict: LabelMap | None
     field_ict_from_pct: DisplacementField
     field_ict_from_pmr: DisplacementField
@@ -85,35 +79,24 @@ class GuideResult:
             "labels": {str(value): name for value, name in names.items()},
         }
 
-    def save(self, folder: Path, *, h5: bool = False, more_cts: Mapping[str, Volume] | None = None) -> Path:
-        """Write CONTRACT's files into `folder`; result.json comes last.
+    def parts(self) -> dict[str, Volume | DisplacementField]:
+        """What becomes a file of its own, by that file's name without ending."""
+        labels = {} if self.labels_on_ict is None else {"labels_on_ict": self.labels_on_ict.volume}
+        return {
+            "field_ict_from_pct": self.field_ict_from_pct,
+            "field_ict_from_pmr": self.field_ict_from_pmr,
+            "inpct": self.inpct,
+            "inpainted_mask": self.inpainted_mask,
+            "pct_on_ict": self.pct_on_ict,
+            "pmr_on_ict": self.pmr_on_ict,
+            "sct_on_ict": self.sct_on_ict,
+            **labels,
+        }
 
-        Args:
-            folder: made where it is missing.
-            h5: adds the fields as ITK transforms.
-            more_cts: further CTs to write beside them, by their files' names without ending.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").unlink(missing_ok=True)
-        (folder / "labels_on_ict.nii.gz").unlink(missing_ok=True)
-        fields = {"field_ict_from_pct": self.field_ict_from_pct, "field_ict_from_pmr": self.field_ict_from_pmr}
-        cts = {"inpct": self.inpct, "pct_on_ict": self.pct_on_ict, **(more_cts or {})}
-        others = {"inpainted_mask": self.inpainted_mask, "pmr_on_ict": self.pmr_on_ict}
-        if self.labels_on_ict is not None:
-            others["labels_on_ict"] = self.labels_on_ict.volume
-        # compressing leaves Python's lock: a second file is packed, or the picture drawn, meanwhile
-        with ThreadPoolExecutor(WRITERS) as writers:
-            written = [writers.submit(write_overview, self, folder / "overview.png")]
-            written += [writers.submit(write_field, f, folder / f"{name}.nii.gz") for name, f in fields.items()]
-            written += [writers.submit(write_ct, v, folder / f"{name}.nii.gz") for name, v in cts.items()]
-            written += [writers.submit(write_nifti, v, folder / f"{name}.nii.gz") for name, v in others.items()]
-        for each in written:
-            each.result()
-        # one after the other: HDF5 is not made for threads
-        for name, field in fields.items() if h5 else ():
-            write_field(field, folder / f"{name}.h5")
-        (folder / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
-        return folder
+    def save(self, folder: Path, *, h5: bool = False) -> None:
+        """Write CONTRACT's files into `folder`; see `ResultWriter`, which can begin before the result is there."""
+        with ResultWriter(folder) as writer:
+            writer.finish(self, h5=h5)
 
 
 def load_previous(folder: Path) -> DisplacementField:
@@ -129,13 +112,3 @@ def load_previous(folder: Path) -> DisplacementField:
             code="previous_missing",
         )
     return read_field(path)
-
-
-def as_stored_ct(volume: Volume) -> Volume:
-    """HU rounded to int16: a quarter of the bytes, and what scanners store."""
-    return volume.with_data(np.clip(np.rint(np.asarray(volume.data)), -32768, 32767).astype(np.int16))
-
-
-def write_ct(volume: Volume, path: Path) -> None:
-    """`write_nifti` of HU as they are stored."""
-    write_nifti(as_stored_ct(volume), path)

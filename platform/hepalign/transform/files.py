@@ -65,7 +65,8 @@ def read_field(path: Path | str, geometry: Geometry | None = None) -> Displaceme
 
 
 def _write_nifti(field: DisplacementField, path: Path) -> None:
-    vectors = file_order(field.vectors * _FLIP)
+    vectors = file_order(field.vectors)
+    np.multiply(vectors, _FLIP, out=vectors)
     image = nib.Nifti1Image(vectors[:, :, :, None, :], field.geometry.affine)
     image.header.set_intent("vector")
     if not np.array_equal(field.linear, np.eye(4)):

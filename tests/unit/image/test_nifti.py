@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from isal import igzip
 from nifti_bytes import AFFINE, gz, nifti1, voxels
 
 from hepalign.errors import BadInputError, UsageError
@@ -116,10 +117,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     write_nifti(placed(np.eye(3)), path)
     before = path.read_bytes()
 
-    def full(self: Path, content: bytes) -> int:
+    def full(self: igzip.IGzipFile, content: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(igzip.IGzipFile, "write", full)
     with pytest.raises(OSError, match="No space"):
         write_nifti(placed(OBLIQUE), path)
     assert path.read_bytes() == before

@@ -15,7 +15,10 @@ from hepalign.inference.guide import guide
 from hepalign.inference.inpaint import Inpainted
 from hepalign.inference.planner import Plan, load_plan, plan
 from hepalign.inference.result import GuideResult, load_previous
+from hepalign.inference.result_writer import ResultWriter
 from hepalign.inference.untrained import make_untrained_bundle
+from hepalign.transform.displacement import DisplacementField
+from hepalign.transform.warp import warp
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,7 @@ def test_every_file_is_written_and_a_next_guide_starts_from_them(
     result.save(tmp_path, h5=True)
     assert {path.name for path in tmp_path.iterdir()} == {
         "inpct.nii.gz", "inpainted_mask.nii.gz", "pct_on_ict.nii.gz", "pmr_on_ict.nii.gz", "labels_on_ict.nii.gz",
+        "sct_on_ict.nii.gz",
         "field_ict_from_pct.nii.gz", "field_ict_from_pmr.nii.gz", "field_ict_from_pct.h5", "field_ict_from_pmr.h5",
         "result.json", "overview.png",
     }  # fmt: skip
@@ -122,6 +126,37 @@ def test_every_file_is_written_and_a_next_guide_starts_from_them(
     again = guide(bundle, made, pair.fixed, pair.probe_mask, engine="fast", previous=previous, inpaint=painted)
     assert again.quality["method"] == "previous+short-refine"
     assert pair.error_mm(again.field_ict_from_pct) < 2.0
+
+
+def test_parts_are_kept_while_it_computes_and_are_the_results(bundle: Bundle, made: Plan, pair: SmallPair) -> None:
+    kept: list[tuple[str, Volume | DisplacementField]] = []
+    steps: dict[str, int] = {}
+    found = guide(
+        bundle, made, pair.fixed, pair.probe_mask, engine="fast", inpaint=painted,
+        keep=lambda name, part: kept.append((name, part)), progress=lambda step, _: steps.setdefault(step, len(kept)),
+    )  # fmt: skip
+    parts = found.parts()
+    assert [name for name, part in kept if parts[name] is part] == [name for name, _ in kept]
+    assert {"field_ict_from_pct", "field_ict_from_pmr", "inpct", "pmr_on_ict"} <= {name for name, _ in kept}
+    assert (steps["inpaint"], steps["warp"]) == (1, 2)
+    carried = warp(made.sct, found.field_ict_from_pmr).as_float()
+    np.testing.assert_allclose(found.sct_on_ict.as_float(), carried, atol=1e-2)
+
+
+def test_a_part_that_cannot_be_written_leaves_no_result(
+    result: GuideResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result.save(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hepalign.inference.result_writer.write_field", full)
+    with ResultWriter(tmp_path) as writer:
+        writer.keep("field_ict_from_pct", result.field_ict_from_pct)
+        with pytest.raises(OSError, match="No space"):
+            writer.finish(result)
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_a_folder_without_a_result_is_no_previous_one(tmp_path: Path) -> None:
