@@ -98,8 +98,7 @@ def check_probe_mask(mask: Volume, ct: Volume, *, name: str = NAME) -> None:
     if box is None:
         raise BadInputError(f"{name}: covers no voxel of the iCT; draw it over the probe", code="empty_probe_mask")
     body = coarse_body_mask(ct)
-    i, j, k = inside[box].shape
-    near = resample(body, ct.geometry.crop((box[0].start, box[1].start, box[2].start), (i, j, k))).as_mask()
+    near = resample(body, ct.crop(box).geometry).as_mask()
     covered_mm3 = float((inside[box] & near).sum()) * ct.geometry.voxel_volume_mm3
     share = covered_mm3 / max(float(body.data.sum()) * body.geometry.voxel_volume_mm3, 1.0)
     if share > LARGEST_BODY_SHARE:

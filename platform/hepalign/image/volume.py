@@ -33,6 +33,12 @@ class Volume:
         """Other voxels on the same grid."""
         return Volume(data, self.geometry)
 
+    def crop(self, box: tuple[slice, slice, slice]) -> Volume:
+        """The voxels of a box of the grid (a view of them); its slices have a start and a stop within it."""
+        data = self.data[box]
+        start = (box[0].start, box[1].start, box[2].start)
+        return Volume(data, self.geometry.crop(start, (data.shape[0], data.shape[1], data.shape[2])))
+
     def as_float(self) -> NDArray[np.float32]:
         """The voxels as contiguous float32 (a copy only where one is needed)."""
         return np.ascontiguousarray(self.data, dtype=np.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +13,8 @@ from hepalign.errors import BadInputError, UsageError
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle
+from hepalign.inference.inpaint import Inpainted, box_around
+from hepalign.inference.inpaint import inpaint as inpaint_here
 from hepalign.inference.labels import LabelMap, warp_labels
 from hepalign.inference.planner import Plan, Progress
 from hepalign.inference.provenance import provenance
@@ -32,10 +33,7 @@ from hepalign.inference.sampling import Places
 from hepalign.transform.displacement import DisplacementField, compose, resample_field
 from hepalign.transform.warp import warp, warp_together
 
-if TYPE_CHECKING:
-    from hepalign.inference.inpaint import Inpainted
-
-InpaintStep = Callable[[Bundle, Volume, Volume, Volume | None], "Inpainted"]
+InpaintStep = Callable[[Bundle, Volume, Volume, Volume], Inpainted]
 Keep = Callable[[str, Volume | DisplacementField], None]
 
 
@@ -66,12 +64,12 @@ def guide(
         budget_s: seconds after which refinement stops with what it has.
         labels: `ict_liver` (judges the result), where the site has one.
         ablation: the planned or seen ablation zone on the iCT, for the margins.
-        inpaint: the inpainting step; serving hands in a remote one.
+        inpaint: the inpainting step on the hole's box; serving hands in a remote one.
         progress: called with a step's name and the fraction done.
         keep: called with each of the result's larger parts and its name as soon as it is final (`ResultWriter.keep`).
 
     Raises:
-        BadInputError: `no_overlap`, `probe_mask_grid`.
+        BadInputError: `no_overlap`, `probe_mask_grid`, `empty_mask`.
         UsageError: `unknown_engine`.
     """
     if engine not in ("fast", "refine"):
@@ -90,7 +88,7 @@ def guide(
     done = deform(bundle, plan.pct, ict, matrix, engine=engine, probe_mask=probe_mask, initial=previous, clock=clock)
     keep("field_ict_from_pct", done.field)
     tell("inpaint", 0.6)
-    inpainted = (inpaint or _inpaint)(bundle, ict, probe_mask, _prior(plan.pct, done.field, probe_mask))
+    inpainted = _inpainted(bundle, plan.pct, ict, probe_mask, done.field, inpaint or inpaint_here)
     clock.mark("inpaint")
     keep("inpct", inpainted.image)
     tell("warp", 0.8)
@@ -99,28 +97,17 @@ def guide(
     return result
 
 
-def _prior(pct: Volume, field: DisplacementField, probe_mask: Volume) -> Volume | None:
-    """The pCT where it was registered to around the hole, all that inpainting looks at; NaN elsewhere and beyond it.
-
-    NaN, for its absence is no anatomy that a hole could be filled with.
-    """
-    from hepalign.inference.inpaint import box_around
-
-    hole = probe_mask.as_mask()
-    if not hole.any():
-        return None
-    box = box_around(hole, probe_mask.geometry)
-    start, (i, j, k) = (box[0].start, box[1].start, box[2].start), (part.stop - part.start for part in box)
-    grid = probe_mask.geometry.crop(start, (i, j, k))
-    prior = np.full(hole.shape, np.nan, np.float32)
-    prior[box] = warp(pct, resample_field(field, grid), fill=float("nan")).as_float()
-    return probe_mask.with_data(prior)
-
-
-def _inpaint(bundle: Bundle, ict: Volume, probe_mask: Volume, prior: Volume | None) -> Inpainted:
-    from hepalign.inference.inpaint import inpaint
-
-    return inpaint(bundle, ict, probe_mask, prior)
+def _inpainted(
+    bundle: Bundle, pct: Volume, ict: Volume, probe_mask: Volume, field: DisplacementField, step: InpaintStep
+) -> Inpainted:
+    """The iCT without the probe. The step gets the box that it looks at: little to compute, and little to send."""
+    box = box_around(probe_mask)
+    region = ict.crop(box)
+    # NaN beyond the pCT, for its absence is no anatomy that a hole could be filled with
+    prior = warp(pct, resample_field(field, region.geometry), fill=float("nan"))
+    image = ict.as_float().copy()
+    image[box] = step(bundle, region, probe_mask.crop(box), prior).image.data
+    return Inpainted(ict.with_data(image), ict.with_data(probe_mask.as_mask()))
 
 
 def _finish(

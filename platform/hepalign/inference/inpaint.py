@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hepalign.cases.placing import covering_grid
 from hepalign.errors import BadInputError
-from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import ct_to_unit, unit_to_ct
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
@@ -20,7 +19,7 @@ from hepalign.inference.bundle import Bundle
 from hepalign.inference.tensors import device_of
 from hepalign.nets.precision import autocast
 from hepalign.nets.unet import InpaintingNetConfig
-from hepalign.transform.warp import bounding_box
+from hepalign.transform.warp import Box, bounding_box
 
 # What the network sees around the hole: enough for the rim's texture and the harmonisation, little to compute.
 MARGIN_MM = 24.0
@@ -54,12 +53,8 @@ def inpaint(bundle: Bundle, ict: Volume, probe_mask: Volume, prior: Volume | Non
     for name, volume in (("the probe mask", probe_mask), ("the prior", prior)):
         if volume is not None and not volume.geometry.same_grid(ict.geometry):
             raise BadInputError(f"{name} is not on the iCT's grid; resample it there first", code="grid_mismatch")
-    hole = probe_mask.as_mask()
-    if not hole.any():
-        raise BadInputError("the probe mask holds no voxel: there is nothing to inpaint", code="empty_mask")
-    box = box_around(hole, ict.geometry)
-    region = _crop(ict, box)
-    filled = _fill(bundle, region, _crop(probe_mask, box).as_mask(), None if prior is None else _crop(prior, box))
+    box, hole = box_around(probe_mask), probe_mask.as_mask()
+    filled = _fill(bundle, ict.crop(box), hole[box], None if prior is None else prior.crop(box))
     image = ict.as_float().copy()
     image[box] = np.where(hole[box], filled, image[box])
     return Inpainted(ict.with_data(image), ict.with_data(hole))
@@ -95,19 +90,18 @@ def _fill(bundle: Bundle, ict: Volume, hole: NDArray[np.bool_], prior: Volume | 
     return resample(Volume(hu, grid), ict.geometry).as_float()
 
 
-def box_around(hole: NDArray[np.bool_], geometry: Geometry) -> tuple[slice, slice, slice]:
-    """The hole's box and the margin that the network sees around it; the hole holds a voxel at least."""
-    box = bounding_box(hole)
-    assert box is not None
+def box_around(probe_mask: Volume) -> Box:
+    """The hole's box and the margin that the network sees around it: all that `inpaint` reads of an image.
+
+    Raises:
+        BadInputError: `empty_mask` for a mask without voxels.
+    """
+    box = bounding_box(probe_mask.as_mask())
+    if box is None:
+        raise BadInputError("the probe mask holds no voxel: there is nothing to inpaint", code="empty_mask")
     slices = []
-    for side, length, spacing_mm in zip(box, hole.shape, geometry.spacing_mm, strict=True):
+    grid = probe_mask.geometry
+    for side, length, spacing_mm in zip(box, grid.shape, grid.spacing_mm, strict=True):
         margin = int(np.ceil(MARGIN_MM / spacing_mm))
         slices.append(slice(max(side.start - margin, 0), min(side.stop + margin, length)))
     return slices[0], slices[1], slices[2]
-
-
-def _crop(volume: Volume, box: tuple[slice, slice, slice]) -> Volume:
-    data = volume.data[box]
-    start = (box[0].start, box[1].start, box[2].start)
-    shape = (data.shape[0], data.shape[1], data.shape[2])
-    return Volume(data, volume.geometry.crop(start, shape))

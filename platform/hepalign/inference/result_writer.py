@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+import torch
 
 from hepalign.image.intensity import as_stored_ct
 from hepalign.image.nifti import write_nifti
@@ -36,6 +39,8 @@ class ResultWriter:
         self._folder = folder
         # compressing leaves Python's lock: a second file is packed, or the picture drawn, meanwhile
         self._threads = ThreadPoolExecutor(WRITERS)
+        # where the computing takes every core, a thread beside it costs more than it gains
+        self._at_once = torch.get_num_threads() < (os.cpu_count() or 1)
         self._written: dict[str, Future[None]] = {}
 
     def __enter__(self) -> Self:
@@ -45,9 +50,9 @@ class ResultWriter:
         self._threads.shutdown(cancel_futures=True)
 
     def keep(self, name: str, part: Volume | DisplacementField) -> None:
-        """Begin to write a part that is final; it is not written again at the end."""
-        if name not in self._written:
-            self._written[name] = self._threads.submit(_write, part, self._folder / f"{name}.nii.gz")
+        """Begin to write a part that is final, where the computing leaves a core for it."""
+        if self._at_once:
+            self._write(name, part)
 
     def finish(self, result: GuideResult, *, h5: bool = False) -> None:
         """Write what is left of a result, and wait for all of it.
@@ -58,7 +63,8 @@ class ResultWriter:
         """
         self._written["overview"] = self._threads.submit(write_overview, result, self._folder / "overview.png")
         for name, part in result.parts().items():
-            self.keep(name, part)
+            if name not in self._written:
+                self._write(name, part)
         for each in self._written.values():
             each.result()
         # one after the other: HDF5 is not made for threads
@@ -66,6 +72,9 @@ class ResultWriter:
             if isinstance(part, DisplacementField):
                 write_field(part, self._folder / f"{name}.h5")
         (self._folder / "result.json").write_text(json.dumps(result.summary(), indent=2) + "\n", encoding="utf-8")
+
+    def _write(self, name: str, part: Volume | DisplacementField) -> None:
+        self._written[name] = self._threads.submit(_write, part, self._folder / f"{name}.nii.gz")
 
 
 def _write(part: Volume | DisplacementField, path: Path) -> None:
