@@ -60,13 +60,12 @@ def _context(results: Mapping[str, Any], records: Sequence[Record]) -> dict[str,
         ("Liver Dice by method", figures.box_plots(rows, shown, "liver_dice", "Dice")),
         ("Speed and accuracy", figures.pareto_plot(rows, shown)),
         ("Capture range", figures.capture_plot(rows, shown)),
-        (
-            "Ablations: liver error",
-            figures.box_plots(rows, {n: families[n] for n in ablated}, error, "liver error, mm"),
-        ),
     ]
+    with_ablations = any(families[name] == "ablation" for name in ablated)
+    if with_ablations:
+        both = {name: families[name] for name in ablated}
+        charts.append(("Ablations: liver error", figures.box_plots(rows, both, error, "liver error, mm")))
     grid = _grid(results["table"], compared)
-    with_ablations = len(ablated) > sum(families[name] == "proposed" for name in ablated)
     return {
         "results": results,
         "facts": results["provenance"],

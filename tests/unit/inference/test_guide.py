@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,22 @@ def test_parts_are_kept_while_it_computes_and_are_the_results(bundle: Bundle, ma
     assert (steps["inpaint"], steps["warp"]) == (1, 2)
     carried = warp(made.sct, found.field_ict_from_pmr).as_float()
     np.testing.assert_allclose(found.sct_on_ict.as_float(), carried, atol=1e-2)
+
+
+@pytest.mark.parametrize(("threads", "cores"), [(1, 2), (2, 2)])
+def test_parts_are_packed_meanwhile_where_a_core_is_left(
+    result: GuideResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, cores: int
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    path = tmp_path / "inpct.nii.gz"
+    with ResultWriter(tmp_path) as writer:
+        writer.keep("inpct", result.inpct)
+        end = time.monotonic() + 10
+        while threads < cores and not path.exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert path.exists() == (threads < cores)
 
 
 def test_a_part_that_cannot_be_written_leaves_no_result(
