@@ -39,9 +39,10 @@ def main() -> None:
     bundle, case = release(), scene((size[0], size[1], size[2]), seed=7000)
     start = affine_start(case.plan.pct, case.ict).matrix
     levels = Levels(make_pair(case.plan.pct, case.ict, start, case.probe_mask))
+    coarse = levels.coarse()
     spacing_mm = max(levels.half_geometry.spacing_mm)
     ways = {
-        "registration network": lambda: predict(bundle, levels)[0].numpy() * spacing_mm,
+        "registration network": lambda: predict(bundle, levels, coarse)[0].numpy() * spacing_mm,
         "inpainting": lambda: inpaint(bundle, case.ict, case.probe_mask, None).image.data,
     }
     for name, way in ways.items():

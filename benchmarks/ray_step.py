@@ -80,7 +80,7 @@ def main() -> None:
 def configured(stage: str, folder: Path, name: str, workers: int, steps: int) -> RunConfig:
     """One epoch without end: validation and checkpoint come after the last counted step."""
     return load_config(
-        stage, None,
+        stage, {},
         [f"data.cohorts=[{folder / 'cohort'}]", f"out={folder}", f"name={name}", f"workers.count={workers}",
          "training.epochs=1", f"training.steps_per_epoch={steps}", "data.workers=0"],
     )  # fmt: skip
