@@ -86,17 +86,14 @@ def guide(
     from hepalign.inference import guide as guiding
     from hepalign.inference.planner import load_plan
     from hepalign.inference.result import load_previous
-    from hepalign.inference.result_writer import ResultWriter
 
     ict_volume = _read(ict, warnings, "ct")
     bundle, planned = _bundle(release), load_plan(existing(plan))
     mask = _probe_mask(probe_mask, ict_volume, warnings)
     before = load_previous(existing(previous)) if previous else None
-    with ResultWriter(out) as writer:
-        result = guiding.guide(
-            bundle, planned, ict_volume, mask, engine=engine.value, previous=before, budget_s=budget_s, keep=writer.keep
-        )
-        writer.finish(result)
+    result = guiding.guide(bundle, planned, ict_volume, mask, engine=engine.value, previous=before, budget_s=budget_s)
+    # only now: a guide that is refused leaves what an earlier one wrote there
+    result.save(out)
     reasons = [str(reason) for reason in cast("list[object]", result.quality["reasons"])]
     verdict = ": ".join([str(result.quality["status"]).upper(), *(["; ".join(reasons)] if reasons else [])])
     text = f"{verdict}\nresult in {out}"

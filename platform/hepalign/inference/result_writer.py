@@ -39,7 +39,7 @@ class ResultWriter:
         self._folder = folder
         # compressing leaves Python's lock: a second file is packed, or the picture drawn, meanwhile
         self._threads = ThreadPoolExecutor(WRITERS)
-        # where the computing takes every core, a thread beside it costs more than it gains
+        # where the computing takes every core, a thread beside it gains nothing
         self._at_once = torch.get_num_threads() < (os.cpu_count() or 1)
         self._written: dict[str, Future[None]] = {}
 
@@ -74,10 +74,10 @@ class ResultWriter:
         (self._folder / "result.json").write_text(json.dumps(result.summary(), indent=2) + "\n", encoding="utf-8")
 
     def _write(self, name: str, part: Volume | DisplacementField) -> None:
-        self._written[name] = self._threads.submit(_write, part, self._folder / f"{name}.nii.gz")
+        self._written[name] = self._threads.submit(_write_part, part, self._folder / f"{name}.nii.gz")
 
 
-def _write(part: Volume | DisplacementField, path: Path) -> None:
+def _write_part(part: Volume | DisplacementField, path: Path) -> None:
     if isinstance(part, DisplacementField):
         write_field(part, path)
     else:
