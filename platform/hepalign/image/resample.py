@@ -77,9 +77,10 @@ def sample_grid(image: Tensor, indices: Tensor, padding: Literal["border", "zero
     Returns:
         float32 [B, C, d, h, w].
     """
-    size = torch.tensor(image.shape[2:], dtype=indices.dtype, device=indices.device)
+    # rows of whole lines: a divisor of three numbers would be read slowly
+    size = torch.tensor(image.shape[2:], dtype=indices.dtype, device=indices.device).repeat(indices.shape[3])
     # [-1, 1] between the outer faces; a factor 2 / size would be rounded once more and miss voxel centres
-    grid = (indices * 2 + 1) / size - 1
+    grid = torch.add(1, indices.flatten(3), alpha=2).div_(size).sub_(1).view(indices.shape)
     # grid_sample counts (x, y, z) from the last axis: an image seen with its axes reversed needs no reversed grid
     turned = image.permute(0, 1, 4, 3, 2)
     parts = _parts(image, indices)

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from torch import nn
 
 from hepalign.errors import BadInputError
+from hepalign.inference.heap import reuse_freed_memory
 from hepalign.nets.checkpoint import load_weights
 from hepalign.nets.precision import channels_last
 
@@ -51,11 +52,12 @@ class Bundle:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Load a release, each file checked against the digest its manifest pins.
+    """Load a release, each file checked against the digest its manifest pins, into a process made ready for its work.
 
     Raises:
         BadInputError: `release_missing`, `release_format`, `weights_digest` and what `load_weights` raises.
     """
+    reuse_freed_memory()
     manifest = _read_manifest(folder)
     networks: dict[str, nn.Module] = {}
     configs: dict[str, Mapping[str, object]] = {}

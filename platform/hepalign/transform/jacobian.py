@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -22,7 +22,7 @@ def jacobian_determinants(field: DisplacementField) -> NDArray[np.float32]:
     out = np.empty(field.geometry.shape, np.float32)
     for slab, forward, backward in _edge_slabs(field):
         columns = [(f + b) / 2 for f, b in zip(forward, backward, strict=True)]
-        out[slab] = _triple(*columns).numpy()
+        out[slab] = _dot(columns[0], _cross(columns[1], columns[2])).numpy()
     return out / np.float32(np.linalg.det(field.geometry.affine[:3, :3]))
 
 
@@ -37,19 +37,21 @@ def fold_mask(field: DisplacementField) -> NDArray[np.bool_]:
     straight = field.linear[:3, :3] @ field.geometry.affine[:3, :3]
     upright = np.linalg.det(straight) * handedness > 0
     for slab, forward, backward in _edge_slabs(field):
-        if upright and _surely_sound(forward, backward, straight):
+        doubtful = ~_surely_sound(forward, backward, straight) if upright else torch.ones(forward[0].shape[1:]).bool()
+        if not doubtful.any():
             continue
-        folded = torch.zeros(forward[0].shape[1:], dtype=torch.bool)
-        for along_j, along_k in product((forward[1], backward[1]), (forward[2], backward[2])):
-            normal = torch.linalg.cross(along_j, along_k, dim=0)
-            for along_i in (forward[0], backward[0]):
-                folded |= (along_i * normal).sum(dim=0) * handedness <= 0
-        mask[slab] = folded.numpy()
+        ahead, behind = ([edge[:, doubtful] for edge in edges] for edges in (forward, backward))
+        folded = torch.zeros(ahead[0].shape[1:], dtype=torch.bool)
+        for along_j, along_k in product((ahead[1], behind[1]), (ahead[2], behind[2])):
+            normal = _cross(along_j, along_k)
+            for along_i in (ahead[0], behind[0]):
+                folded |= _dot(along_i, normal) * handedness <= 0
+        mask[slab][doubtful.numpy()] = folded.numpy()
     return mask
 
 
-def _surely_sound(forward: list[Tensor], backward: list[Tensor], straight: NDArray[np.float64]) -> bool:
-    """Whether no voxel can fold, as no edge lies far from where the linear part puts it.
+def _surely_sound(forward: list[Tensor], backward: list[Tensor], straight: NDArray[np.float64]) -> Tensor:
+    """Which voxels cannot fold, as no edge of theirs lies far from where the linear part puts it; bool (d, H, W).
 
     With S the edges of the linear part and E what the field adds, det(S + E) keeps the sign of det S while a bound of
     ‖E S⁻¹‖ stays below 1: that of E's columns in edge lengths times the norm of S⁻¹ in them.
@@ -61,7 +63,7 @@ def _surely_sound(forward: list[Tensor], backward: list[Tensor], straight: NDArr
         edge = torch.tensor(straight[:, axis], dtype=torch.float32).reshape(3, 1, 1, 1)
         squares = [(step - edge).square_().sum(dim=0) for step in steps]
         bend.add_(torch.maximum(*squares), alpha=float(lengths[axis] ** -2))
-    return float(bend.max()) * slack**2 < SOUND
+    return bend.mul_(slack**2) < SOUND
 
 
 def folding_fraction(field: DisplacementField, where: NDArray[np.bool_] | None = None) -> float:
@@ -71,9 +73,17 @@ def folding_fraction(field: DisplacementField, where: NDArray[np.bool_] | None =
     return float(counted.mean()) if counted.size else 0.0
 
 
-def _triple(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    determinant: Tensor = (a * torch.linalg.cross(b, c, dim=0)).sum(dim=0)
-    return determinant
+# Component by component: each is contiguous here, and torch's own cross product takes them one voxel at a time.
+
+
+def _cross(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The cross product of (3, ...) vectors, by components."""
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+
+
+def _dot(a: Tensor, b: Sequence[Tensor]) -> Tensor:
+    """The inner product of (3, ...) vectors."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def _edge_slabs(field: DisplacementField) -> Iterator[tuple[slice, list[Tensor], list[Tensor]]]:
