@@ -26,6 +26,7 @@ COPY --from=build /opt/hepalign /opt/hepalign
 ENV PATH=/opt/hepalign/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
+    MALLOC_ARENA_MAX=1 \
     RAY_AUTH_MODE=token
 WORKDIR /home/hepalign
 COPY --chown=10001:10001 serve/config config

@@ -8,7 +8,6 @@ from pydantic import BaseModel
 from ray import serve
 
 from hepalign_serve.deployments import compose
-from hepalign_serve.pipeline import HepalignPipeline
 from hepalign_serve.run import prepare
 from hepalign_serve.settings import load_settings
 
@@ -23,4 +22,4 @@ def build(arguments: Arguments) -> serve.Application:
     """The application on a cluster that runs already; sites come from `hepalign sites add`."""
     settings = load_settings(arguments.config)
     prepare(settings)
-    return compose(settings, HepalignPipeline())
+    return compose(settings)

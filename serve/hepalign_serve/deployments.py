@@ -12,15 +12,15 @@ from hepalign_serve.replicas import Network, Worker
 from hepalign_serve.settings import Replicas, Settings
 
 if TYPE_CHECKING:
-    # Ingress and desk stay small: only computing replicas load torch.
+    # Ingress, desk and whoever starts the service stay small: only computing replicas load torch.
     from hepalign_serve.pipeline import Pipeline
 
 BOOKKEEPING_CPUS = 0.01
 IDLE_BEFORE_SHRINKING_S = 300.0
 
 
-def compose(settings: Settings, pipeline: Pipeline) -> serve.Application:
-    """The application. Plans and guides have lanes of their own: a guide never waits behind a plan."""
+def compose(settings: Settings, pipeline: Pipeline | None = None) -> serve.Application:
+    """The application, its replicas computing by `pipeline` (the paper's chain by default). Plans and guides have lanes of their own: a guide never waits behind a plan."""
     synthesis = _computing(Network, "Synthesis", settings, settings.synthesis, pipeline, "synthesise")
     inpainting = _computing(Network, "Inpainting", settings, settings.inpainting, pipeline, "inpaint")
     planning = _computing(Worker, "Planning", settings, settings.plan, pipeline, synthesis, "synthesise")
@@ -44,7 +44,7 @@ def compose(settings: Settings, pipeline: Pipeline) -> serve.Application:
 
 
 def _computing(
-    kind: type, name: str, settings: Settings, share: Replicas, pipeline: Pipeline, *needs: object
+    kind: type, name: str, settings: Settings, share: Replicas, pipeline: Pipeline | None, *needs: object
 ) -> serve.Application:
     deployment = serve.deployment(
         name=name,

@@ -40,13 +40,13 @@ READERS = 2
 class Releases:
     """A replica's cache of loaded releases: each request names its own, so none is ever mixed."""
 
-    def __init__(self, name: str, settings: Settings, share: Replicas, pipeline: Pipeline) -> None:
+    def __init__(self, name: str, settings: Settings, share: Replicas, pipeline: Pipeline | None) -> None:
         import torch
 
         logs.configure(name, settings.data_folder, settings.log_level)
         tracing.configure(name, settings.traces)
         torch.set_num_threads(share.threads or os.cpu_count() or 1)
-        self.pipeline = pipeline
+        self.pipeline = pipeline or _chain()
         self.shelf = open_shelf(settings)
         self._bundles: dict[str, Any] = {}
         self._loading = threading.Lock()
@@ -69,10 +69,16 @@ class Releases:
         return {}
 
 
+def _chain() -> Pipeline:
+    from hepalign_serve.pipeline import HepalignPipeline
+
+    return HepalignPipeline()
+
+
 class Network:
     """A replica of one network, `synthesis` or `inpainting`: volumes in, volumes out."""
 
-    def __init__(self, name: str, settings: Settings, share: Replicas, pipeline: Pipeline, step: str) -> None:
+    def __init__(self, name: str, settings: Settings, share: Replicas, pipeline: Pipeline | None, step: str) -> None:
         self._step = step
         self._releases = Releases(name, settings, share, pipeline)
 
@@ -96,7 +102,13 @@ class Worker:
     """A replica of one lane: runs plans or guides, the network step on its own deployment."""
 
     def __init__(
-        self, name: str, settings: Settings, lane: Lane, pipeline: Pipeline, network: DeploymentHandle[Any], step: str
+        self,
+        name: str,
+        settings: Settings,
+        lane: Lane,
+        pipeline: Pipeline | None,
+        network: DeploymentHandle[Any],
+        step: str,
     ) -> None:
         self._lane = lane
         self._releases = Releases(name, settings, lane, pipeline)

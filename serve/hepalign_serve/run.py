@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -25,10 +25,12 @@ from ray import serve
 from hepalign.errors import UsageError, WorkFailedError
 from hepalign_serve import schema, sites
 from hepalign_serve.deployments import compose
-from hepalign_serve.pipeline import HepalignPipeline, Pipeline
 from hepalign_serve.records import Records
 from hepalign_serve.settings import Settings, load_settings
 from hepalign_serve.shelf import FOLDERS
+
+if TYPE_CHECKING:
+    from hepalign_serve.pipeline import Pipeline
 
 LOCAL_SITE = "local"
 APPLICATION = "hepalign"
@@ -79,7 +81,7 @@ def start(settings: Settings, *, pipeline: Pipeline | None = None, ready_s: floa
     ray_folder = _start_ray(settings) if owns_ray else None
     serve.start(http_options=_http(settings))
     serve.run(
-        compose(settings, pipeline or HepalignPipeline()),
+        compose(settings, pipeline),
         name=APPLICATION,
         route_prefix="/",
         logging_config={"enable_access_log": False, "log_level": settings.log_level.upper()},
@@ -124,6 +126,8 @@ def _start_ray(settings: Settings) -> Path | None:
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_READY_S))
     # Ray's workers run at nice 15 by default; a procedure must not wait behind whatever else the machine does.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # A replica computes on threads, and one with an arena of its own maps every large volume anew.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     if settings.ray_address != "local":
         ray.init(address=settings.ray_address, log_to_driver=False)
         return None

@@ -28,7 +28,7 @@ NICENESS = 19
 class Shadow:
     """The whole chain in one process of its own."""
 
-    def __init__(self, name: str, settings: Settings, share: Replicas, pipeline: Pipeline) -> None:
+    def __init__(self, name: str, settings: Settings, share: Replicas, pipeline: Pipeline | None) -> None:
         os.nice(NICENESS)
         self._releases = Releases(name, settings, share, pipeline)
 

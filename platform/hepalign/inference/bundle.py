@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from hepalign.errors import BadInputError
-from hepalign.inference.heap import reuse_freed_memory
-from hepalign.nets.checkpoint import load_weights
-from hepalign.nets.precision import channels_last
+
+if TYPE_CHECKING:
+    # Who only names, builds or pins a release need not load torch.
+    from torch import nn
 
 STAGES = ("synthesis", "inpainting", "registration")
 RELEASE_SCHEMA = 1
@@ -57,6 +57,10 @@ def load_bundle(folder: Path) -> Bundle:
     Raises:
         BadInputError: `release_missing`, `release_format`, `weights_digest` and what `load_weights` raises.
     """
+    from hepalign.inference.heap import reuse_freed_memory
+    from hepalign.nets.checkpoint import load_weights
+    from hepalign.nets.precision import channels_last
+
     reuse_freed_memory()
     manifest = _read_manifest(folder)
     networks: dict[str, nn.Module] = {}
