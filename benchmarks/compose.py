@@ -17,6 +17,7 @@ import torch
 from hepalign.evaluation.baselines.itk_images import LPS, lps_frame, to_itk
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
+from hepalign.inference.heap import reuse_freed_memory
 from hepalign.transform.displacement import DisplacementField, compose
 from hepalign.transform.warp import warp_together
 from timing import interleaved, ratio
@@ -31,6 +32,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     words = parser.parse_args()
+    # as in any process that has loaded a release; SimpleITK allocates the same way
+    reuse_freed_memory()
     torch.set_num_threads(words.threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(words.threads)
     shape = tuple(int(n) for n in words.shape.split(","))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import SOFT_TISSUE_WINDOW_HU, ct_to_unit
+from hepalign.image.resample import affine_slabs
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField
 
@@ -131,12 +132,7 @@ def full_field(residual: Tensor, linear: NDArray[np.float64], work: Geometry, fi
     upsampled = resized(residual, box.shape)
     turn = torch.from_numpy((linear[:3, :3] @ work.affine[:3, :3]).astype(np.float32))
     own = axes.undo(upsampled)[0].movedim(0, -1)
-    vectors = own @ turn.T
-    i, j, k = (torch.arange(n, dtype=torch.float32) for n in fixed.shape)
-    slope = torch.from_numpy(((linear[:3, :3] - np.eye(3)) @ fixed.affine[:3, :3]).astype(np.float32))
-    origin = fixed.affine[:3, 3]
-    offset = torch.from_numpy((linear[:3, :3] @ origin + linear[:3, 3] - origin).astype(np.float32))
-    vectors += (i[:, None] * slope[:, 0])[:, None, None]
-    vectors += (j[:, None] * slope[:, 1])[:, None]
-    vectors += k[:, None] * slope[:, 2] + offset
-    return DisplacementField(vectors.contiguous().numpy(), fixed, np.asarray(linear, dtype=np.float64))
+    vectors = np.empty((*fixed.shape, 3), np.float32)
+    for slab, moved in affine_slabs((linear - np.eye(4)) @ fixed.affine, fixed.shape):
+        vectors[slab] = moved.view(-1, 3).addmm_(own[slab].reshape(-1, 3), turn.T).view(moved.shape).numpy()
+    return DisplacementField(vectors, fixed, np.asarray(linear, dtype=np.float64))
