@@ -3,8 +3,9 @@
 Usage: python benchmarks/ray_step.py [--stage registration] [--steps 24] [--rounds 3] [--size 64]
 The real stage on a phantom cohort, one thread a worker, wall seconds from one step's begin to the next's (loading,
 forward, backward, optimiser; under Ray also gradient exchange, progress, the checks for lost nodes), the first steps
-left out; a round's figure is the median of its steps. Bare: the same stage in a plain for loop. Throughput: steps of all
-workers a second. In turns on a quiet machine with at least two cores.
+left out; a round's figure is the median of its steps. Bare: the same stage in a plain for loop. Throughput: steps of
+all workers a second; two bare loops side by side, which exchange nothing, are the most that the machine's memory lets
+two workers have. In turns on a quiet machine with at least two cores.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -61,10 +64,10 @@ def main() -> None:
         # four steps a case, three cases in four to train on: one epoch holds every worker's steps
         cases = max(4, words.steps)
         phantom_cohort(folder / "cohort", cases=cases, seed=0, shape=(words.size,) * 3, spacing_mm=320 / words.size)
-        seconds: dict[str, list[float]] = {"bare": [], "one worker": [], "two workers": []}
+        seconds: dict[str, list[float]] = {"bare": [], "one worker": [], "two workers": [], "two bare loops": []}
         with ray_session(num_cpus=2):
             for turn in range(words.rounds):
-                for workers, way in enumerate(seconds):
+                for workers, way in enumerate(("bare", "one worker", "two workers")):
                     stamps = folder / f"{workers}-{turn}"
                     config = configured(words.stage, folder, f"run-{workers}-{turn}", workers, words.steps)
                     if workers:
@@ -73,11 +76,14 @@ def main() -> None:
                     else:
                         bare(config, stamps)
                     seconds[way].append(median(steps(stamps, workers)))
+                seconds["two bare loops"].append(beside(words.stage, folder, turn, words.steps))
     ratio(
         f"Ray Train step over the bare loop's, one worker, {words.stage}", seconds, "one worker", "bare", at_most=1.03
     )
     both = {"one": seconds["one worker"], "two, per step": [second / 2 for second in seconds["two workers"]]}
     ratio(f"throughput of two workers over one's, {words.stage}", both, "one", "two, per step", at_least=1.8)
+    most = {"one": seconds["bare"], "two, per step": [second / 2 for second in seconds["two bare loops"]]}
+    ratio(f"throughput of two bare loops side by side over one's, {words.stage}", most, "one", "two, per step")
 
 
 def configured(stage: str, folder: Path, name: str, workers: int, steps: int) -> RunConfig:
@@ -105,6 +111,15 @@ def bare(config: RunConfig, stamps: Path) -> None:
             if not left:
                 return
         epoch += 1
+
+
+def beside(stage: str, folder: Path, turn: int, count: int) -> float:
+    """Seconds of a step where two processes run the bare loop at once."""
+    configs = [configured(stage, folder, f"beside-{n}-{turn}", 0, count) for n in range(2)]
+    stamps = [folder / f"beside-{n}-{turn}" for n in range(2)]
+    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        list(pool.map(bare, configs, stamps))
+    return median(second for path in stamps for second in steps(path, 0))
 
 
 def steps(stamps: Path, workers: int) -> list[float]:

@@ -14,7 +14,7 @@ from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle, load_bundle
 from hepalign.inference.planner import Plan
-from hepalign.tracking.releases import resolve_release
+from hepalign.tracking.resolution import resolve_release
 from hepalign.transform.displacement import DisplacementField, resample_field, transform_points
 
 # A larger scene is this one's images on a finer grid: what is timed is the same, and making it takes seconds.

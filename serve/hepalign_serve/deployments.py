@@ -20,7 +20,12 @@ IDLE_BEFORE_SHRINKING_S = 300.0
 
 
 def compose(settings: Settings, pipeline: Pipeline | None = None) -> serve.Application:
-    """The application, its replicas computing by `pipeline` (the paper's chain by default). Plans and guides have lanes of their own: a guide never waits behind a plan."""
+    """The application. Plans and guides have lanes of their own: a guide never waits behind a plan.
+
+    Args:
+        settings: sizes, folders, the release.
+        pipeline: what replicas compute; the paper's chain by default.
+    """
     synthesis = _computing(Network, "Synthesis", settings, settings.synthesis, pipeline, "synthesise")
     inpainting = _computing(Network, "Inpainting", settings, settings.inpainting, pipeline, "inpaint")
     planning = _computing(Worker, "Planning", settings, settings.plan, pipeline, synthesis, "synthesise")

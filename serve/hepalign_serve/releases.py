@@ -8,6 +8,7 @@ import shutil
 
 from hepalign.cases.store import Shelf
 from hepalign.errors import WorkFailedError
+from hepalign.tracking.resolution import resolve_release
 from hepalign_serve.task import Pinned
 
 
@@ -22,9 +23,6 @@ def pin(uri: str, shelf: Shelf, *, verify: bool = True) -> Pinned:
     Raises:
         HepalignError: `no_release` when there is nothing to serve, and what `resolve_release` refuses.
     """
-    # MLflow takes seconds to load, and whoever starts the service imports this module
-    from hepalign.tracking.releases import resolve_release
-
     folder = resolve_release(uri or None, cache=shelf.folder / "releases", verify=verify)
     try:
         content = (folder / "release.json").read_bytes()

@@ -30,7 +30,9 @@ from hepalign.errors import WorkFailedError
 from hepalign.tracking import ledger
 from hepalign.tracking.promotion import history, promote, rollback
 from hepalign.tracking.registry import client, ping
-from hepalign.tracking.releases import register_release, release_sha256, resolve_release
+from hepalign.tracking.release_folder import release_sha256
+from hepalign.tracking.releases import register_release
+from hepalign.tracking.resolution import resolve_release
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

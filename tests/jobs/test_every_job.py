@@ -15,7 +15,7 @@ from small_release import small_release
 
 from hepalign.config import load_config
 from hepalign.tracking.promotion import history
-from hepalign.tracking.releases import resolve_release
+from hepalign.tracking.resolution import resolve_release
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

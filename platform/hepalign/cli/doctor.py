@@ -149,14 +149,14 @@ def _shared_memory() -> Finding:
 
 
 def _mlflow() -> Finding:
-    from hepalign.tracking.releases import ping
+    from hepalign.tracking.registry import ping
 
     found = ping()
     return "ok", found, ""
 
 
 def _release() -> Finding:
-    from hepalign.tracking.releases import resolve_release
+    from hepalign.tracking.resolution import resolve_release
 
     try:
         return "ok", resolve_release(None).name, ""

@@ -178,7 +178,7 @@ def points(
 
 def _bundle(release: str | None) -> Bundle:
     from hepalign.inference.bundle import load_bundle
-    from hepalign.tracking.releases import resolve_release
+    from hepalign.tracking.resolution import resolve_release
 
     return load_bundle(resolve_release(release))
 

@@ -22,7 +22,7 @@ from hepalign.evaluation.variants import Absent, exchanged_bundle, is_variant
 from hepalign.inference.bundle import STAGES, Bundle, load_bundle
 from hepalign.inference.whole_case import run_case
 from hepalign.tracking.evaluations import log_evaluation
-from hepalign.tracking.releases import resolve_release
+from hepalign.tracking.resolution import resolve_release
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 # A task whose node is lost is done again elsewhere this often.

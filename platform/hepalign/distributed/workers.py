@@ -28,8 +28,8 @@ from hepalign.distributed.storage import has_checkpoints, storage_uri
 from hepalign.distributed.worker import Ended, Order, StageFactory, work
 from hepalign.errors import UsageError, WorkFailedError
 from hepalign.stages.stage import Stage
+from hepalign.tracking.address import tracking_uri
 from hepalign.tracking.provenance import code_commit, environment, preprocessing, training_data
-from hepalign.tracking.registry import tracking_uri
 from hepalign.tracking.runs import RunLog, close_run, open_run, send_pending, write_curves
 from hepalign.training.checkpoint import BEST
 from hepalign.training.loop import FitResult, fit, seed_everything

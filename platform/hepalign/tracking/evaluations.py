@@ -17,8 +17,9 @@ from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 
 from hepalign.errors import UsageError
+from hepalign.tracking.address import exists
 from hepalign.tracking.gate import nameless
-from hepalign.tracking.registry import client, ensure_experiment, exists, reachable
+from hepalign.tracking.registry import client, ensure_experiment, reachable
 from hepalign.training.progress import warn
 
 EXPERIMENT = "hepalign/evaluations"

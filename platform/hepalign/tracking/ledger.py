@@ -21,7 +21,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from hepalign.errors import WorkFailedError
-from hepalign.tracking.registry import CHAMPION, MODEL, artifact_location
+from hepalign.tracking.address import CHAMPION, MODEL
+from hepalign.tracking.registry import artifact_location
 
 PREFIX = f"{MODEL}/history/"
 Action = Literal["promote", "rollback"]

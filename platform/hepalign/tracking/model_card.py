@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from hepalign.inference.bundle import RELEASE_FILE, STAGES
+from hepalign.tracking.release_folder import GATE_FILE
 
 TEMPLATE = Path("mlflow/model_card.md")
 CARD_FILE = "model_card.md"
 TRAININGS_FILE = "trainings.json"  # stage to what its training left: its training.json and metrics
-GATE_FILE = "gate.json"
 
 
 def write_model_card(folder: Path, template: Path = TEMPLATE) -> None:

@@ -16,10 +16,13 @@ from mlflow import MlflowClient
 from hepalign.errors import BadInputError, UsageError, WorkFailedError
 from hepalign.tracking import gate as gates
 from hepalign.tracking import ledger
+from hepalign.tracking.address import CHAMPION, MODEL, exists
 from hepalign.tracking.evaluations import filed_evaluation
-from hepalign.tracking.model_card import CARD_FILE, GATE_FILE, write_model_card
-from hepalign.tracking.registry import CHAMPION, MODEL, client, exists, reachable
-from hepalign.tracking.releases import register_release, release_sha256, resolve_release
+from hepalign.tracking.model_card import CARD_FILE, write_model_card
+from hepalign.tracking.registry import client, reachable
+from hepalign.tracking.release_folder import GATE_FILE, release_sha256
+from hepalign.tracking.releases import register_release
+from hepalign.tracking.resolution import resolve_release
 
 POLICY = Path("mlflow/promotion.yaml")
 RESULTS_FILE = "results.json"

@@ -1,4 +1,4 @@
-"""How MLflow is reached: addresses, short time limits, experiments and the one registered model."""
+"""How MLflow is reached: short time limits, one line for its failures, experiments."""
 
 from __future__ import annotations
 
@@ -12,18 +12,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from hepalign.config import TrackingConfig
 from hepalign.errors import WorkFailedError
-
-MODEL = "hepalign"
-CHAMPION, CANDIDATE = "champion", "candidate"
-SQLITE = "sqlite:///"
-
-
-def tracking_uri(tracking: TrackingConfig | None = None, out: Path = Path("runs")) -> str:
-    """MLflow's address: the config's, MLFLOW_TRACKING_URI, or SQLite in the output folder."""
-    given = (tracking.uri if tracking else None) or os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"{SQLITE}{(out / 'mlflow.db').resolve()}"
+from hepalign.tracking.address import SQLITE, exists, tracking_uri
 
 
 def client(uri: str | None = None) -> MlflowClient:
@@ -46,12 +36,6 @@ def _make_tables(uri: str) -> None:
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
-
-
-def exists(uri: str | None = None) -> bool:
-    """Whether there is anything at the address; asking SQLite would make an empty database."""
-    chosen = uri or tracking_uri()
-    return not chosen.startswith(SQLITE) or Path(chosen.removeprefix(SQLITE)).is_file()
 
 
 @contextmanager

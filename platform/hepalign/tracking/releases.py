@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +20,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from hepalign.errors import BadInputError, HepalignError, WorkFailedError
+from hepalign.errors import BadInputError
 from hepalign.inference.bundle import RELEASE_FILE, STAGES, build_bundle
 from hepalign.tracking import ledger
-from hepalign.tracking.model_card import GATE_FILE, TRAININGS_FILE, write_model_card
-from hepalign.tracking.registry import (
-    CANDIDATE,
-    CHAMPION,
-    MODEL,
-    client,
-    ensure_experiment,
-    exists,
-    ping,
-    reachable,
-    tracking_uri,
-)
+from hepalign.tracking.address import CANDIDATE, CHAMPION, MODEL, exists, tracking_uri
+from hepalign.tracking.model_card import TRAININGS_FILE, write_model_card
+from hepalign.tracking.registry import client, ensure_experiment, reachable
+from hepalign.tracking.release_folder import GATE_FILE, read_manifest, release_sha256
+from hepalign.tracking.resolution import resolve_release
 from hepalign.tracking.runs import TRAINING, dotted
 
-__all__ = ["ping"]  # the doctor asks here
 RUNS_EXPERIMENT = f"{MODEL}/releases"
 # models:/hepalign@champion, models:/hepalign/3
 MODEL_URI = re.compile(rf"models:/{MODEL}(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))$")
@@ -69,11 +59,11 @@ def build_release(folders: Mapping[str, Path], out: Path, version: str = "0") ->
             "patients": sorted({patient for seen in data for patient in seen.get("patients", [])}),
         },
     }
-    before = _manifest(out) if (out / RELEASE_FILE).is_file() else None
+    before = read_manifest(out) if (out / RELEASE_FILE).is_file() else None
     created = datetime.fromisoformat(before["created"]) if before else datetime.now(UTC)
     with tempfile.TemporaryDirectory() as scratch:
         made = build_bundle(Path(scratch) / "release", folders, created=created, **description)
-        if before is not None and before != _manifest(made):
+        if before is not None and before != read_manifest(made):
             raise BadInputError(f"{out.name} holds another release: give another folder", code="release_exists")
         if before is None:
             (made / TRAININGS_FILE).write_text(json.dumps(trainings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -105,11 +95,6 @@ def fetch_training(uri: str, *, cache: Path | None = None) -> Path:
     return kept
 
 
-def release_sha256(folder: Path) -> str:
-    """The release's identity: the digest of its manifest, which pins everything else."""
-    return hashlib.sha256((folder / RELEASE_FILE).read_bytes()).hexdigest()
-
-
 def register_release(folder: Path) -> str:
     """Put a release folder into MLflow as a version of `hepalign`, with the alias `candidate`; returns the version.
 
@@ -119,7 +104,7 @@ def register_release(folder: Path) -> str:
         BadInputError: `release_missing`.
         WorkFailedError: `tracking_unreachable`.
     """
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     digest = release_sha256(folder)
     with reachable("register the release"):
         api = client()
@@ -162,32 +147,12 @@ def find_version(api: MlflowClient, digest: str) -> ModelVersion | None:
     return found[0] if found else None
 
 
-def resolve_release(release: str | None = None, *, cache: Path | None = None, verify: bool = False) -> Path:
-    """The local folder of a release.
-
-    Args:
-        release: a folder, `models:/hepalign@champion`, `models:/hepalign/3`, `runs:/ID/model`; None: HEPALIGN_RELEASE,
-            else a reachable champion, else the starter that comes with the package.
-        cache: where fetched releases are kept; None: HEPALIGN_CACHE, else the user's cache folder.
-        verify: refuse what has not passed the gate, as serving does. A champion is always checked against the history.
-
-    Raises:
-        BadInputError: `no_release`, `release_missing`, `weights_digest` when a fetched file is not the pinned one.
-        WorkFailedError: `tracking_unreachable`, `unpromoted_champion`, `unpromoted_release`.
-    """
-    chosen = release or os.environ.get("HEPALIGN_RELEASE")
-    if not chosen:
-        return _default_release(cache)
-    if ":/" not in chosen:
-        folder = Path(chosen)
-        _manifest(folder)
-        if verify:
-            require_gate(folder)
-        return folder
-    named = MODEL_URI.match(chosen)
-    with reachable(f"find {chosen}"):
+def fetch_registered(uri: str, *, cache: Path | None = None, verify: bool = False) -> Path:
+    """`resolve_release` of what MLflow keeps."""
+    named = MODEL_URI.match(uri)
+    with reachable(f"find {uri}"):
         if named is None:
-            return _download(chosen, None, cache)
+            return _download(uri, None, cache)
         api = client()
         version = _version(api, named)
         digest = version.tags.get("release_sha256", "")
@@ -198,29 +163,6 @@ def resolve_release(release: str | None = None, *, cache: Path | None = None, ve
         folder = _download(api.get_model_version_download_uri(MODEL, str(version.version)), digest, cache)
         _fetch_gate(api, version, folder)
         return folder
-
-
-def fetch_release(uri: str, cache: Path) -> Path:
-    """`resolve_release` for serving: nothing that has not passed the gate."""
-    return resolve_release(uri, cache=cache, verify=True)
-
-
-def require_gate(folder: Path) -> dict[str, Any]:
-    """A release folder's own gate report.
-
-    Raises:
-        WorkFailedError: `unpromoted_release` when there is none, it did not pass, or it is another release's.
-    """
-    try:
-        gate: dict[str, Any] = json.loads((folder / GATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        gate = {}
-    if not gate.get("passed") or gate.get("release_sha256") != release_sha256(folder):
-        raise WorkFailedError(
-            f"{folder.name} has no gate report of its own that passed: promote it before serving it",
-            code="unpromoted_release",
-        )
-    return gate
 
 
 def list_releases() -> list[dict[str, Any]]:
@@ -250,7 +192,7 @@ def list_releases() -> list[dict[str, Any]]:
 def show_release(release: str) -> dict[str, Any]:
     """A release's manifest, with its gate report where it has one."""
     folder = resolve_release(release)
-    shown = _manifest(folder) | {"sha256": release_sha256(folder)}
+    shown = read_manifest(folder) | {"sha256": release_sha256(folder)}
     if (folder / GATE_FILE).is_file():
         shown["gate"] = json.loads((folder / GATE_FILE).read_text(encoding="utf-8"))
     return shown
@@ -265,22 +207,7 @@ def diff_releases(first: str, second: str) -> list[dict[str, Any]]:
 
 def _described(folder: Path) -> dict[str, Any]:
     configs = {stage: json.loads((folder / f"{stage}.json").read_text(encoding="utf-8")) for stage in STAGES}
-    return dotted(_manifest(folder) | {"config": configs})
-
-
-def _default_release(cache: Path | None) -> Path:
-    if exists():
-        try:
-            return resolve_release(f"models:/{MODEL}@{CHAMPION}", cache=cache)
-        except HepalignError as error:
-            if error.code not in {"no_release", "tracking_unreachable"}:
-                raise
-    starter = Path(str(files("hepalign") / "starter"))
-    if (starter / RELEASE_FILE).is_file():
-        return starter
-    raise BadInputError(
-        "there is no release: give --release, set HEPALIGN_RELEASE, or train and promote one", code="no_release"
-    )
+    return dotted(read_manifest(folder) | {"config": configs})
 
 
 def _version(api: MlflowClient, named: re.Match[str]) -> ModelVersion:
@@ -340,13 +267,3 @@ def _training(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
     metrics = folder / "metrics.json"
     return found | ({"metrics": json.loads(metrics.read_text(encoding="utf-8"))} if metrics.is_file() else {})
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((folder / RELEASE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInputError(
-            f"{folder.name} is no release: a release is a folder with a sound {RELEASE_FILE}", code="release_missing"
-        ) from error
-    return manifest

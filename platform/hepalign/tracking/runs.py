@@ -27,8 +27,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from hepalign.config import RunConfig, TrackingConfig
+from hepalign.tracking.address import tracking_uri
 from hepalign.tracking.machine import Machine
-from hepalign.tracking.registry import client, ensure_experiment, tracking_uri
+from hepalign.tracking.registry import client, ensure_experiment
 from hepalign.training.progress import warn
 
 PENDING = "mlflow-pending"

@@ -16,14 +16,9 @@ from hepalign.inference.bundle import load_bundle
 from hepalign.tracking import ledger
 from hepalign.tracking.promotion import history, promote, rollback, verify_promotion
 from hepalign.tracking.registry import client
-from hepalign.tracking.releases import (
-    fetch_release,
-    list_releases,
-    register_release,
-    release_sha256,
-    resolve_release,
-    show_release,
-)
+from hepalign.tracking.release_folder import release_sha256
+from hepalign.tracking.releases import list_releases, register_release, show_release
+from hepalign.tracking.resolution import resolve_release
 
 GOOD = {f"case-{n}": 2.0 + 0.1 * n for n in range(8)}
 WORSE = {case: value + 1.0 for case, value in GOOD.items()}
@@ -54,7 +49,7 @@ def test_promote_serve_roll_back(mlflow: str, tmp_path: Path, policy: Path) -> N
     first = put_forward(tmp_path, policy, 1)
     assert (first["entry"], first["version"], first["who"]) == (1, "1", "owner")
     second = put_forward(tmp_path, policy, 2)
-    champion = fetch_release("models:/hepalign@champion", tmp_path / "serving")
+    champion = resolve_release("models:/hepalign@champion", cache=tmp_path / "serving", verify=True)
     assert load_bundle(champion).manifest["version"] == "2"
     assert json.loads((champion / "gate.json").read_text(encoding="utf-8"))["passed"]
 
@@ -92,7 +87,7 @@ def test_an_alias_moved_by_hand_is_refused(mlflow: str, tmp_path: Path, policy: 
     assert caught.value.code == "unpromoted_champion"
     # naming the version does not get round the gate either
     with pytest.raises(WorkFailedError) as caught:
-        fetch_release(f"models:/hepalign/{version}", tmp_path / "serving")
+        resolve_release(f"models:/hepalign/{version}", cache=tmp_path / "serving", verify=True)
     assert caught.value.code == "unpromoted_release"
 
 
@@ -144,7 +139,12 @@ def test_fault_70_altered_weights_are_refused_and_the_old_release_stays(
     with pytest.raises(BadInputError) as caught:
         load_bundle(champion)
     assert caught.value.code == "weights_digest"
-    assert load_bundle(fetch_release("models:/hepalign@champion", tmp_path / "elsewhere")).manifest["version"] == "1"
+    assert (
+        load_bundle(resolve_release("models:/hepalign@champion", cache=tmp_path / "elsewhere", verify=True)).manifest[
+            "version"
+        ]
+        == "1"
+    )
 
 
 def test_fault_69_promotion_fails_cleanly_when_mlflow_is_down(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hepalign.inference.bundle import load_bundle
-from hepalign.tracking.releases import resolve_release
+from hepalign.tracking.resolution import resolve_release
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def _largest_difference_mm(out: Path, cohort: Cohort, case: Case, served: Path) 
     from hepalign.inference.bundle import load_bundle
     from hepalign.inference.guide import guide
     from hepalign.inference.planner import plan
-    from hepalign.tracking.releases import resolve_release
+    from hepalign.tracking.resolution import resolve_release
     from hepalign.transform.files import read_field
 
     torch.set_num_threads(THREADS)
