@@ -70,10 +70,12 @@ def served(folder: Path) -> float:
     service = subprocess.Popen([HEPALIGN, "serve", "--config", str(config)], stderr=subprocess.PIPE, text=True)
     try:
         assert service.stderr is not None
+        said = []
         for line in service.stderr:
+            said.append(line)
             if line.startswith("serving at"):
                 return time.perf_counter() - start
-        raise RuntimeError(f"the service ended with {service.wait()}")
+        raise RuntimeError(f"the service ended with {service.wait()}: {''.join(said[-5:])}")
     finally:
         service.terminate()
         service.wait(timeout=60)
