@@ -4,8 +4,8 @@ Usage: python benchmarks/ray_step.py [--stage registration] [--steps 24] [--roun
 The real stage on a phantom cohort, one thread a worker, wall seconds from one step's begin to the next's (loading,
 forward, backward, optimiser; under Ray also gradient exchange, progress, the checks for lost nodes), the first steps
 left out; a round's figure is the median of its steps. Bare: the same stage in a plain for loop. Throughput: steps of
-all workers a second; two bare loops side by side, which exchange nothing, are the most that the machine's memory lets
-two workers have. In turns on a quiet machine with at least two cores.
+all workers a second; two bare loops side by side, which exchange nothing, say how much of it the machine itself has
+for two. In turns on a quiet machine with at least two cores.
 """
 
 from __future__ import annotations

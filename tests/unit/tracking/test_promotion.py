@@ -139,12 +139,8 @@ def test_fault_70_altered_weights_are_refused_and_the_old_release_stays(
     with pytest.raises(BadInputError) as caught:
         load_bundle(champion)
     assert caught.value.code == "weights_digest"
-    assert (
-        load_bundle(resolve_release("models:/hepalign@champion", cache=tmp_path / "elsewhere", verify=True)).manifest[
-            "version"
-        ]
-        == "1"
-    )
+    fetched = resolve_release("models:/hepalign@champion", cache=tmp_path / "elsewhere", verify=True)
+    assert load_bundle(fetched).manifest["version"] == "1"
 
 
 def test_fault_69_promotion_fails_cleanly_when_mlflow_is_down(
