@@ -14,7 +14,7 @@ from hepalign_serve.records import IdempotencyKey, Job, Records
 
 # One question to the database for all that wait, asked again after a share of what the last comer has waited: little is
 # lost on a short guide, and a long plan does not ask for nothing.
-LOOK_SHARE, LOOK_S = 0.004, (0.005, 0.25)
+LOOK_SHARE, LOOK_S = 0.01, (0.005, 0.25)
 # An answer's key is its own for so long; while somebody waits it is renewed.
 ANSWERING_S = 5.0
 RENEW_EVERY_S = ANSWERING_S / 3

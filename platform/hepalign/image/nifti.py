@@ -22,6 +22,7 @@ from hepalign.image.nifti_header import (
     header_size,
     parse_header,
 )
+from hepalign.image.stored_gzip import StoredGzip
 from hepalign.image.volume import Volume
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -96,8 +97,11 @@ def write_nifti(volume: Volume, path: Path | str) -> None:
     write_image(image, volume.geometry, Path(path))
 
 
-def write_image(image: nib.Nifti1Image, geometry: Geometry, path: Path) -> None:
-    """Write a nibabel image whose grid is `geometry`, atomically and without a time stamp."""
+def write_image(image: nib.Nifti1Image, geometry: Geometry, path: Path, *, pack: bool = True) -> None:
+    """Write a nibabel image whose grid is `geometry`, atomically and without a time stamp.
+
+    With `pack` off a `.nii.gz` stores its bytes as they are.
+    """
     image.set_sform(geometry.affine, code=1)
     image.set_qform(geometry.affine, code=1)
     image.header.set_xyzt_units("mm")
@@ -109,7 +113,8 @@ def write_image(image: nib.Nifti1Image, geometry: Geometry, path: Path) -> None:
         with partial.open("wb") as file:
             if packed:
                 # an empty name and no time: the same bytes for the same volume
-                with igzip.IGzipFile("", "wb", _GZIP_LEVEL, file, 0) as stream:  # type: ignore[no-untyped-call]
+                gzip = igzip.IGzipFile("", "wb", _GZIP_LEVEL, file, 0) if pack else StoredGzip(file)  # type: ignore[no-untyped-call]
+                with gzip as stream:
                     image.to_stream(stream)
             else:
                 image.to_stream(file)

@@ -33,6 +33,7 @@ from hepalign.inference.workgrid import (
 from hepalign.losses.similarity import pooled_mind, voxel_mind
 from hepalign.transform.displacement import DisplacementField, resample_field
 from hepalign.transform.jacobian import fold_mask
+from hepalign.transform.warp import bounding_box
 
 # What a synthetic CT counts beside the MR that it was made from.
 SYNTHETIC_SHARE = 0.25
@@ -45,6 +46,10 @@ SHRINK = 0.8
 # Bone fills the top of the soft-tissue window. Breathing glides the organs along it: what it says of the motion counts
 # a twentieth in refinement, or a field that is smooth everywhere takes the liver's rim along with the ribs.
 BONE_UNIT, BONE_SHARE = 0.99, 0.05
+# What tissue can look like. A coarse mask covers far more than the artefact: three quarters of the simulated ones show
+# the tissue within 40 HU. What is neither metal nor its shadow, and not next to either, is compared like all the rest:
+# measured on eight development pairs, the error at the tumour falls by a third (ADR 0012).
+TISSUE_HU = (-300.0, 600.0)
 # Soft tissue, and how far around it the grid reaches.
 BODY_UNIT = -0.6
 BODY_MARGIN_VOXELS = 4
@@ -104,7 +109,7 @@ def make_pair(
     work = whole.crop((box[0].start, box[1].start, box[2].start), (i, j, k))
     moved, weight = _moved(moving, matrix, work, hu=True)
     if probe_mask is not None:
-        weight = weight * (1 - _hole(probe_mask, fixed.geometry, whole)[(..., *box)])
+        weight = weight * (1 - _artefact(probe_mask, fixed, whole)[(..., *box)])
     mr = None if moving_mr is None else _moved(moving_mr, matrix, work, hu=False)[0]
     return Pair(moved, fixed_unit[(..., *box)].contiguous(), weight, work, whole, box, mr)
 
@@ -304,10 +309,17 @@ def _bone_weight(pair: Pair) -> Tensor:
     return 1 - (1 - BONE_SHARE) * bone.float()
 
 
-def _hole(probe_mask: Volume, fixed: Geometry, work: Geometry) -> Tensor:
-    """1 wherever the hole touches a work voxel or its neighbour: [1,1,D,H,W]."""
-    mask = probe_mask if probe_mask.geometry.same_grid(fixed) else resample(probe_mask, fixed, mode="nearest")
-    data = torch.from_numpy(np.ascontiguousarray(canonical(mask).as_mask(), dtype=np.float32))[None, None]
+def _artefact(probe_mask: Volume, fixed: Volume, work: Geometry) -> Tensor:
+    """1 wherever metal or its shadow within the coarse mask touches a work voxel or its neighbour: [1,1,D,H,W]."""
+    mask = probe_mask if probe_mask.geometry.same_grid(fixed.geometry) else resample(
+        probe_mask, fixed.geometry, mode="nearest"
+    )  # fmt: skip
+    found = mask.as_mask().copy()
+    box = bounding_box(found)
+    if box is not None:
+        hu = fixed.data[box]
+        found[box] &= (hu < TISSUE_HU[0]) | (hu > TISSUE_HU[1])
+    data = torch.from_numpy(np.ascontiguousarray(canonical(mask.with_data(found)).data, dtype=np.float32))[None, None]
     return F.max_pool3d((resized(data, work.shape) > 0.01).float(), 3, stride=1, padding=1)
 
 

@@ -116,7 +116,8 @@ def register(
         moving: HU, any grid.
         fixed: HU, any grid; the field lives on it.
         engine: `network` is affine, coarse start and network; `fast` refines that shortly, `refine` longer.
-        probe_mask: where the fixed image shows probe and artefact: nothing there is compared.
+        probe_mask: coarsely, where the fixed image shows probe and artefact: what looks like neither metal nor its
+            shadow is compared there too, but has no part in the affine start.
         moving_label: a label map to carry along.
         initial: a field of the same patient's previous image (same scanner frame) to start from.
         budget_s: seconds after which refinement stops with what it has.

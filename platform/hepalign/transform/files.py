@@ -71,7 +71,8 @@ def _write_nifti(field: DisplacementField, path: Path) -> None:
     image.header.set_intent("vector")
     if not np.array_equal(field.linear, np.eye(4)):
         image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, _note(field.linear)))
-    write_image(image, field.geometry, path)
+    # the last digits of a displacement are noise: packing saves a tenth of the bytes and takes three times as long
+    write_image(image, field.geometry, path, pack=False)
 
 
 def _note(linear: NDArray[np.float64]) -> bytes:

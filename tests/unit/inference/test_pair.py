@@ -50,6 +50,22 @@ def test_the_network_sees_no_probe() -> None:
     assert not hidden.all()
 
 
+def test_of_the_coarse_mask_only_metal_its_shadow_and_their_neighbours_are_left_out() -> None:
+    moving, fixed, mask = scan(0), scan(1), np.zeros(GRID.shape, bool)
+    mask[HOLE] = True
+    needle = (slice(31, 33), slice(31, 33), slice(16, 32))
+    shadow = (slice(26, 28), slice(36, 38), slice(20, 22))
+    metal_outside = (slice(44, 46), slice(44, 46), slice(20, 22))
+    shown = with_block(with_block(with_block(fixed, needle, 3000.0), shadow, -500.0), metal_outside, 3000.0)
+    weight = make_pair(moving, shown, np.eye(4), Volume(mask, GRID)).weight[0, 0].numpy()
+    for block in (needle, shadow):
+        near = tuple(slice(part.start - 1, part.stop + 1) for part in block)
+        assert (weight[near] == 0).all()
+    assert weight[24:30, 24:26, 16:32].all()
+    assert weight[metal_outside].all(), "what the mask does not cover is no probe"
+    assert weight[HOLE].mean() > 0.5
+
+
 def test_bone_of_either_ct_counts_little_in_refinement_and_soft_tissue_in_full() -> None:
     for bony in (0, 1):
         images = [scan(0), scan(1)]
