@@ -317,7 +317,7 @@ def _artefact(probe_mask: Volume, fixed: Volume, work: Geometry) -> Tensor:
     found = mask.as_mask().copy()
     box = bounding_box(found)
     if box is not None:
-        hu = fixed.data[box]
+        hu = np.asarray(fixed.data[box], np.float32)
         found[box] &= (hu < TISSUE_HU[0]) | (hu > TISSUE_HU[1])
     data = torch.from_numpy(np.ascontiguousarray(canonical(mask.with_data(found)).data, dtype=np.float32))[None, None]
     return F.max_pool3d((resized(data, work.shape) > 0.01).float(), 3, stride=1, padding=1)
