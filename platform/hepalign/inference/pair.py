@@ -48,7 +48,7 @@ SHRINK = 0.8
 BONE_UNIT, BONE_SHARE = 0.99, 0.05
 # What tissue can look like. A coarse mask covers far more than the artefact: three quarters of the simulated ones show
 # the tissue within 40 HU. What is neither metal nor its shadow, and not next to either, is compared like all the rest:
-# measured on eight development pairs, the error at the tumour falls by a third (ADR 0012).
+# measured on five development phantoms, the error at the tumour falls by a third (ADR 0012).
 TISSUE_HU = (-300.0, 600.0)
 # Soft tissue, and how far around it the grid reaches.
 BODY_UNIT = -0.6
