@@ -37,6 +37,10 @@ class DeskClient(Protocol):
         """There is new work."""
         ...
 
+    async def next_end(self, seen: int) -> int:
+        """How many jobs have ended, once it is not `seen` any more, or after a moment; it never raises."""
+        ...
+
     async def status(self) -> dict[str, Any]:
         """What is served."""
         ...
@@ -60,7 +64,7 @@ class Context:
         self.records = Records(settings.database)
         self.shelf = open_shelf(settings)
         self.vault = Vault(settings.identity_key)
-        self.waiting = Waiting(self.records)
+        self.waiting = Waiting(self.records, desk.next_end)
         self.gate = Gate(self.records, settings.oidc)
 
     @property

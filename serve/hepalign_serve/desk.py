@@ -25,6 +25,7 @@ from hepalign_serve.releases import pin
 from hepalign_serve.settings import Lane, Settings
 from hepalign_serve.shelf import open_shelf
 from hepalign_serve.task import Errand, Pinned
+from hepalign_serve.waiting import Ends
 
 log = structlog.get_logger("hepalign_serve")
 
@@ -59,6 +60,7 @@ class Desk:
         self._releases: dict[work.Kind, Pinned] = {}
         self._candidate = Candidate(settings, self._records, self._shelf, self._metrics, shadow) if shadow else None
         self._wake = {kind: asyncio.Event() for kind in self._workers}
+        self._ends = Ends()
         loops = [self._watch_release, self._keep_house, self._count_queues, self._look_for_drift]
         self._tasks = [asyncio.create_task(self._keep(loop)) for loop in loops]
         if self._candidate is not None:
@@ -82,6 +84,10 @@ class Desk:
         """There may be new work."""
         for event in self._wake.values():
             event.set()
+
+    async def next_end(self, seen: int) -> dict[str, Any]:
+        """`{ended}`: how many jobs ended here, as `Ends.after` says it."""
+        return {"ended": await self._ends.after(seen)}
 
     async def observe(self, seen: list[Seen]) -> None:
         """What the ingress answered lately."""
@@ -180,6 +186,7 @@ class Desk:
             await asyncio.to_thread(work.give_back, self._records, held)
             return
         await asyncio.to_thread(self._publish, held, errand, outcome)
+        await self._ends.add()
         if self._candidate is not None and "result" in outcome:
             self._candidate.offer(held.kind, release, errand, outcome["result"])
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hepalign.cases.probe import check_probe_mask, parse_probe_mask, voxel_mask
+from hepalign.cases.probe import check_mask_on_body, parse_probe_mask, voxel_mask
 from hepalign.cases.store import Shelf
 from hepalign.errors import BadInputError
 from hepalign.image.checks import check_ct, check_mr
 from hepalign.image.dicom import DicomSeries, load_series
-from hepalign.image.nifti import read_nifti, write_nifti
+from hepalign.image.geometry import Geometry
+from hepalign.image.intensity import coarse_body_mask
+from hepalign.image.nifti import read_geometry, read_nifti, write_nifti
 from hepalign.image.nifti_header import Orientation
 from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
@@ -59,21 +61,20 @@ def accept(
             503 or 507 when they cannot be stored.
         BadInputError: what the readers find.
     """
-    stem = f"cases/{case_id}/images/{role}-{received.sha256[:16]}"
-    sealed = shelf.folder / f"{stem}.dicom"
+    stem = shelf.folder / f"cases/{case_id}/images/{role}-{received.sha256[:16]}"
     try:
         with storing():
             suffix = _kind(received.path, role, content_type)
             _make_folders(shelf, case_id)
-            place = shelf.folder / (stem + (".nii.gz" if suffix == ".zip" else suffix))
+            place = stem.with_suffix(".nii.gz" if suffix == ".zip" else suffix)
             known = place.exists()
             try:
-                facts = _put(received, place, sealed, role, suffix, wishes, vault)
-                for path in (place, sealed):
+                facts = _put(received, place, role, suffix, wishes, vault)
+                for path in (place, *_beside(place)):
                     if path.is_file():
                         shelf.keep(str(path.relative_to(shelf.folder)))
             except BaseException:
-                for path in () if known else (place, sealed):
+                for path in () if known else (place, *_beside(place)):
                     path.unlink(missing_ok=True)
                 raise
     finally:
@@ -84,6 +85,12 @@ def accept(
     )  # fmt: skip
 
 
+def _beside(place: Path) -> tuple[Path, Path]:
+    """Where an image's sealed DICOM identity lies, and the iCT's body: a mask is checked without the iCT's voxels."""
+    stem = place.with_name(place.name.partition(".")[0])
+    return stem.with_suffix(".dicom"), stem.with_suffix(".body.nii.gz")
+
+
 def _make_folders(shelf: Shelf, case_id: str) -> None:
     # One by one: a store that is not mounted is an error, not a reason to begin another one.
     folder = shelf.folder / "cases" / case_id
@@ -91,20 +98,21 @@ def _make_folders(shelf: Shelf, case_id: str) -> None:
     (folder / "images").mkdir(exist_ok=True)
 
 
-def _put(
-    received: Received, place: Path, sealed: Path, role: str, suffix: str, wishes: Wishes, vault: Vault
-) -> dict[str, Any]:
-    """Writes the image to its place; what is known of it."""
+def _put(received: Received, place: Path, role: str, suffix: str, wishes: Wishes, vault: Vault) -> dict[str, Any]:
+    """Writes the image to its place, and what lies beside it; what is known of it."""
+    sealed, body = _beside(place)
     warnings: list[str] = []
     facts: dict[str, Any] = {"warnings": warnings}
     if suffix == ".json":
         _check_json(received.path)
         received.path.replace(place)
-    elif suffix == ".zip":
+        return facts
+    if suffix == ".zip":
         series = _series(received.path, role, warnings, wishes)
-        facts |= _described(series.volume, role, warnings)
+        volume = series.volume
+        facts |= _described(volume, role, warnings)
         facts |= vault.keep(sealed, series)
-        write_nifti(series.volume, place)
+        write_nifti(volume, place)
     else:
         volume = read_nifti(received.path, name=role, orientation=wishes.orientation)
         facts |= _described(volume, role, warnings)
@@ -112,6 +120,8 @@ def _put(
             received.path.replace(place)
         else:
             write_nifti(volume, place)
+    if role == "ict":
+        write_nifti(coarse_body_mask(volume), body)
     return facts
 
 
@@ -163,25 +173,40 @@ def check_on(image: Image, whose: Image, shelf: Shelf) -> None:
     Raises:
         BadInputError: `frame_mismatch`, and what `read_mask` finds of a probe mask.
     """
-    seen = read_volume(shelf.fetch(whose.path))
+    geometry = read_geometry(shelf.fetch(whose.path))
     path, warnings = shelf.fetch(image.path), image.facts["warnings"]
     if image.role == PROBE_MASK:
-        read_mask(path, seen, warnings)
+        read_mask(path, geometry, _body(whose, shelf), warnings)
     else:
-        voxel_mask(read_volume(path), seen.geometry, warnings, name=image.role)
+        voxel_mask(read_volume(path), geometry, warnings, name=image.role)
 
 
-def read_mask(path: Path, ict: Volume, report: list[str]) -> Volume:
+def _body(ict: Image, shelf: Shelf) -> Volume:
+    _, kept = _beside(Path(ict.path))
+    try:
+        return read_volume(shelf.fetch(str(kept)))
+    except BadInputError:
+        # an iCT that came before bodies were kept
+        return coarse_body_mask(read_volume(shelf.fetch(ict.path)))
+
+
+def read_mask(path: Path, geometry: Geometry, body: Volume, report: list[str]) -> Volume:
     """The probe mask of a file on the iCT's grid, checked: voxels, or a JSON box or polygon.
+
+    Args:
+        path: the file.
+        geometry: the iCT's.
+        body: its `coarse_body_mask`.
+        report: warnings are appended here.
 
     Raises:
         BadInputError: `bad_probe_mask`, `frame_mismatch`, `empty_probe_mask`, `probe_mask_too_large`.
     """
     if path.suffix == ".json":
-        mask = parse_probe_mask(path.read_bytes(), ict.geometry)
+        mask = parse_probe_mask(path.read_bytes(), geometry)
     else:
-        mask = voxel_mask(read_volume(path), ict.geometry, report)
-    check_probe_mask(mask, ict)
+        mask = voxel_mask(read_volume(path), geometry, report)
+    check_mask_on_body(mask, body)
     return mask
 
 

@@ -18,6 +18,7 @@ from hepalign_serve.settings import Settings
 TELL_EVERY_S = 1.0
 DESK_TIMEOUT_S = 10.0
 ADMIT_TIMEOUT_S = 1.0
+WITHOUT_DESK_S = 0.25
 
 
 class Ingress:
@@ -73,6 +74,16 @@ class RemoteDesk:
         """See `DeskClient`."""
         with contextlib.suppress(HepalignError):
             await self._call("wake")
+
+    async def next_end(self, seen: int) -> int:
+        """See `DeskClient`."""
+        try:
+            ended: int = (await self._call("next_end", seen=seen))["ended"]
+        except HepalignError:
+            # While the desk comes back the database is asked instead, now and then.
+            await asyncio.sleep(WITHOUT_DESK_S)
+            return seen
+        return ended
 
     async def status(self) -> dict[str, Any]:
         """See `DeskClient`."""

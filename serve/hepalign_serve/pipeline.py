@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from hepalign.image.intensity import coarse_body_mask
 from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle, load_bundle
@@ -84,7 +85,7 @@ class HepalignPipeline:
         assert task.plan_folder is not None
         warnings: list[str] = []
         ict = read_volume(task.images["ict"], report=warnings)
-        mask = read_mask(task.images["ict_probe_mask"], ict, warnings)
+        mask = read_mask(task.images["ict_probe_mask"], ict.geometry, coarse_body_mask(ict), warnings)
         labels = {name: read_volume(path) for name, path in task.images.items() if name.endswith(("_liver", "_tumour"))}
         ablation = read_volume(task.images["ict_ablation"]) if "ict_ablation" in task.images else None
         previous = load_previous(task.previous_folder) if task.previous_folder else None

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 LOCAL_SITE = "local"
 APPLICATION = "hepalign"
 PROXY_READY_S = 60
+CONTROL_LOOP_S = 0.5
 REMOVALS = 5
 _ENDING = {signal.SIGINT, signal.SIGTERM}
 
@@ -124,6 +125,8 @@ def _start_ray(settings: Settings) -> Path | None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # Serve gives its proxy 5 s to come up and kills it otherwise: too short on a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_READY_S))
+    # Ten looks a second at what is deployed take a twentieth of a core from the computing.
+    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", str(CONTROL_LOOP_S))
     # Ray's workers run at nice 15 by default; a procedure must not wait behind whatever else the machine does.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # A replica computes on threads, and one with an arena of its own maps every large volume anew.

@@ -5,31 +5,56 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Set
+from collections.abc import Awaitable, Callable, Set
 
 from sqlalchemy import select, tuple_, update
 
 from hepalign_serve import work
 from hepalign_serve.records import IdempotencyKey, Job, Records
 
-# One question to the database for all that wait, asked again after a share of what the last comer has waited: little is
-# lost on a short guide, and a long plan does not ask for nothing.
-LOOK_SHARE, LOOK_S = 0.01, (0.005, 0.25)
 # An answer's key is its own for so long; while somebody waits it is renewed.
 ANSWERING_S = 5.0
 RENEW_EVERY_S = ANSWERING_S / 3
 # Site and digest, as the key is kept.
 KeyId = tuple[str, str]
+# `Ends.after`, or a way to it.
+NextEnd = Callable[[int], Awaitable[int]]
+# A request whose job ended unseen (its desk died) looks at the database after so long.
+UNSEEN_S = 1.0
+
+
+class Ends:
+    """Counts the jobs that ended here, for those who wait for the next one."""
+
+    def __init__(self) -> None:
+        self._count, self._another = 0, asyncio.Condition()
+
+    async def add(self) -> None:
+        """A job has ended."""
+        async with self._another:
+            self._count += 1
+            self._another.notify_all()
+
+    async def after(self, seen: int) -> int:
+        """The count once it is not `seen`, or after `UNSEEN_S`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNSEEN_S), self._another:
+                await self._another.wait_for(lambda: self._count != seen)
+        return self._count
 
 
 class Waiting:
-    """Wakes requests when their jobs end; one per ingress replica."""
+    """Wakes requests when their jobs end; one per ingress replica.
 
-    def __init__(self, records: Records) -> None:
+    The desk says that some job ended; which ones, and whether they count, only the database knows.
+    """
+
+    def __init__(self, records: Records, next_end: NextEnd) -> None:
         self._records = records
+        self._next_end = next_end
+        self._seen = -1
         self._waiting: dict[asyncio.Future[None], tuple[str, KeyId]] = {}
         self._looking: asyncio.Task[None] | None = None
-        self._newest = 0.0
 
     async def ended(self, job_id: str, key: KeyId, wait_s: float) -> None:
         """Returns when a job has ended, or after `wait_s`; meanwhile its key stays with this answer.
@@ -41,7 +66,6 @@ class Waiting:
             return
         future = asyncio.get_running_loop().create_future()
         self._waiting[future] = job_id, key
-        self._newest = time.monotonic()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
         try:
@@ -69,7 +93,7 @@ class Waiting:
                 for future, (job_id, _) in asked.items():
                     if job_id in ended and not future.done():
                         future.set_result(None)
-            await asyncio.sleep(min(max(LOOK_SHARE * (time.monotonic() - self._newest), LOOK_S[0]), LOOK_S[1]))
+            self._seen = await self._next_end(self._seen)
 
     def _ended(self, job_ids: Set[str]) -> Set[str]:
         """Those that do not run any more; an erased job has ended as well."""

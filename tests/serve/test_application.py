@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from served import problem
+from served import problem, small_ct
 from starlette.types import ASGIApp
 
 from hepalign_serve import sites
@@ -34,6 +34,10 @@ class SilentDesk:
     async def record(self, **line: str) -> None: ...
 
     async def wake(self) -> None: ...
+
+    async def next_end(self, seen: int) -> int:
+        await asyncio.sleep(0.05)
+        return seen
 
     async def status(self) -> dict[str, Any]:
         return {"release": None}
@@ -93,6 +97,28 @@ def test_fault_73_disk_full_in_an_upload(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "replace", full)
     problem(call("PUT", f"/v1/cases/{case}/images/ict-probe-mask", content=b'{"kind": "box"}'), 507, "storage_full")
     assert not [path for path in tmp_path.rglob("*.partial") if path.is_file()]
+
+
+def test_a_mask_is_checked_on_the_icts_body_whatever_became_of_its_voxels(tmp_path: Path) -> None:
+    call = caller(*application(tmp_path))
+    case = call("POST", "/v1/cases", json={}).json()["id"]
+    ict = small_ct(tmp_path)
+    assert call("PUT", f"/v1/cases/{case}/images/ict", content=ict).status_code == 201
+    half = b'{"kind": "box", "low_mm": [-70, -70, -40], "high_mm": [0, 70, 60]}'
+    probe = b'{"kind": "box", "low_mm": [-6, -6, -6], "high_mm": [6, 6, 6]}'
+
+    def send(mask: bytes) -> httpx2.Response:
+        return call("PUT", f"/v1/cases/{case}/images/ict-probe-mask", content=mask)
+
+    (stored,) = (path for path in (tmp_path / "cases" / case / "images").glob("ict-*") if ".body." not in path.name)
+    stored.write_bytes(ict[: len(ict) // 2])
+    problem(send(half), 422, "probe_mask_too_large")
+    assert send(probe).status_code == 201
+    # an iCT of a version that kept no body
+    stored.write_bytes(ict)
+    next(stored.parent.glob("*.body.nii.gz")).unlink()
+    problem(send(half), 422, "probe_mask_too_large")
+    assert send(probe).status_code == 201
 
 
 def test_answers_forbid_framing_sniffing_and_keeping(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from pathlib import Path
@@ -33,6 +34,10 @@ class NoDesk:
         return True
 
     async def wake(self) -> None: ...
+
+    async def next_end(self, seen: int) -> int:
+        await asyncio.sleep(0.05)
+        return seen
 
     async def status(self) -> dict[str, Any]:
         return {"release": None}

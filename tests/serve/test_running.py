@@ -16,7 +16,7 @@ from served import OTHER_SITE, Served, problem, scraped
 
 from hepalign.inference.untrained import make_untrained_bundle
 from hepalign_serve import audit
-from hepalign_serve.records import CaseRow
+from hepalign_serve.records import CaseRow, Job
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,17 @@ def test_a_guide_never_waits_behind_plans(served: Served) -> None:
         assert guide(served, ready, "in-between").status_code == 200
         assert job(served, plan)["state"] == "running"
     until(lambda: job(served, plan)["state"] == "succeeded")
+
+
+def test_an_answer_comes_when_its_job_ends(served: Served) -> None:
+    case, late_s = served.planned_case(), []
+    for number in range(5):
+        answer = guide(served, case, f"told-{number}")
+        came = time.time()
+        with served.records.read() as session:
+            late_s.append(came - (session.get_one(Job, answer.json()["id"]).finished or 0.0))
+    # whoever only looked again after a second would be half a second late
+    assert sum(late_s) / len(late_s) < 0.3, late_s
 
 
 def test_place_in_the_queue_and_time_left(served: Served) -> None:

@@ -67,6 +67,10 @@ class WarmDesk:
 
     async def wake(self) -> None: ...
 
+    async def next_end(self, seen: int) -> int:
+        await asyncio.sleep(0.05)
+        return seen
+
     async def status(self) -> dict[str, Any]:
         return {"release": {"name": "hepalign", "version": "0", "digest": "0" * 64, "networks": {}}}
 

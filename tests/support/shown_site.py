@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import threading
@@ -42,6 +43,10 @@ class Desk:
     async def record(self, **line: str) -> None: ...
 
     async def wake(self) -> None: ...
+
+    async def next_end(self, seen: int) -> int:
+        await asyncio.sleep(0.05)
+        return seen
 
     async def status(self) -> dict[str, Any]:
         return {"release": {"name": "hepalign", "version": "7", "digest": "0" * 64, "networks": {}}}

@@ -90,6 +90,20 @@ def check_probe_mask(mask: Volume, ct: Volume, *, name: str = NAME) -> None:
     """Refuses a mask that cannot be a probe's.
 
     Raises:
+        BadInputError: as `check_mask_on_body`.
+    """
+    check_mask_on_body(mask, coarse_body_mask(ct), name=name)
+
+
+def check_mask_on_body(mask: Volume, body: Volume, *, name: str = NAME) -> None:
+    """Refuses a mask that cannot be a probe's.
+
+    Args:
+        mask: on the iCT's grid.
+        body: the iCT's `coarse_body_mask`.
+        name: what errors call the mask.
+
+    Raises:
         BadInputError: `empty_probe_mask` (37) when it covers no voxel of the iCT's field of view,
             `probe_mask_too_large` (38) when it covers over 20 % of the body.
     """
@@ -97,9 +111,8 @@ def check_probe_mask(mask: Volume, ct: Volume, *, name: str = NAME) -> None:
     box = bounding_box(inside)
     if box is None:
         raise BadInputError(f"{name}: covers no voxel of the iCT; draw it over the probe", code="empty_probe_mask")
-    body = coarse_body_mask(ct)
-    near = resample(body, ct.crop(box).geometry).as_mask()
-    covered_mm3 = float((inside[box] & near).sum()) * ct.geometry.voxel_volume_mm3
+    near = resample(body, mask.crop(box).geometry).as_mask()
+    covered_mm3 = float((inside[box] & near).sum()) * mask.geometry.voxel_volume_mm3
     share = covered_mm3 / max(float(body.data.sum()) * body.geometry.voxel_volume_mm3, 1.0)
     if share > LARGEST_BODY_SHARE:
         raise BadInputError(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
+from isal import igzip, isal_zlib
+from isal.igzip_lib import IsalError
 from numpy.typing import NDArray
 
 from hepalign.errors import BadInputError, UsageError
@@ -62,6 +62,14 @@ def read_nifti(
     if len(header.dims) != 3:
         raise BadInputError(f"{name}: a displacement field where an image is wanted", code="not_3d")
     return Volume(voxels, Geometry(header.shape, header.affine))
+
+
+def read_geometry(source: Path | str | bytes, *, name: str | None = None) -> Geometry:
+    """The grid of a volume, from its header alone; errors as `read_nifti` up to there."""
+    name = source_name(source, name)
+    with closing(_Stream.open(source, name)) as stream:
+        header = parse_header(stream.header(), name, "auto")
+    return Geometry(header.shape, header.affine)
 
 
 def read_voxels(
@@ -181,9 +189,9 @@ class _Stream:
         if not start:
             raise BadInputError(f"{name}: the file is empty; send it again", code="empty_file")
         self._gzip = start == GZIP_MAGIC
-        self._inflate = zlib.decompressobj(wbits=31)
+        self._inflate = isal_zlib.decompressobj(wbits=31)
         self._input = start
-        self._buffer = bytearray()
+        self._left = b""
 
     @classmethod
     def open(cls, source: Path | str | bytes, name: str) -> Self:
@@ -213,9 +221,11 @@ class _Stream:
         out = np.empty(header.voxel_bytes, np.uint8)
         filled = 0
         while filled < len(out):
-            chunk = self.exactly(min(_CHUNK, len(out) - filled))
-            out[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
-            filled += len(chunk)
+            piece = self._piece(len(out) - filled)
+            if not piece:
+                raise self._ends_early()
+            out[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+            filled += len(piece)
         return out.view(header.dtype)
 
     def expect_end(self) -> None:
@@ -231,17 +241,24 @@ class _Stream:
         """`count` bytes, or `truncated`."""
         data = self.read(count)
         if len(data) < count:
-            message = f"{self.name}: the file ends before its voxels do; send it again"
-            raise BadInputError(message, code="truncated")
+            raise self._ends_early()
         return data
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes; fewer only at the end."""
-        while len(self._buffer) < count and (more := self._more()):
-            self._buffer += more
-        data = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return data
+        data = bytearray()
+        while len(data) < count and (piece := self._piece(count - len(data))):
+            data += piece
+        return bytes(data)
+
+    def _ends_early(self) -> BadInputError:
+        return BadInputError(f"{self.name}: the file ends before its voxels do; send it again", code="truncated")
+
+    def _piece(self, most: int) -> bytes:
+        """One to `most` bytes, as they come; empty at the end."""
+        data = self._left or self._more()
+        self._left = data[most:]
+        return data[:most]
 
     def _more(self) -> bytes:
         """Some further bytes of content, at most a chunk; empty at the end."""
@@ -255,11 +272,11 @@ class _Stream:
                 self._input = self._input.lstrip(b"\0")
                 if not self._input:
                     return b""
-                self._inflate = zlib.decompressobj(wbits=31)
+                self._inflate = isal_zlib.decompressobj(wbits=31)
             data = self._input or self._file.read(_CHUNK)
             try:
                 out = self._inflate.decompress(data, _CHUNK)
-            except zlib.error as error:
+            except IsalError as error:  # type: ignore[misc]  # its stub says it is an instance
                 message = f"{self.name}: the gzip stream is damaged; send it again"
                 raise BadInputError(message, code="corrupt_gzip") from error
             self._input = self._inflate.unconsumed_tail
