@@ -18,6 +18,7 @@ from hepalign.inference.bundle import Bundle
 from hepalign.inference.guide import guide
 from hepalign.inference.planner import PlanEngine, plan
 from hepalign.inference.register import Engine, register
+from hepalign.inference.synthesise import synthesise
 from hepalign.transform.displacement import DisplacementField, compose
 
 PLAN_ENGINES: dict[Engine, PlanEngine] = {"fast": "learned", "refine": "learned+refine"}
@@ -150,12 +151,16 @@ def _task(baseline: Baseline, patient: Patient, pair: Pair, running: Running) ->
 def proposed_method(
     bundle: Bundle, engine: Engine, running: Running, *, name: str | None = None, family: str = "proposed"
 ) -> Method:
-    """The release as it is served: plan, then guide; CT pairs alone where the case has no MR."""
+    """The release as it is served: plan, then guide; CT pairs alone where the case has no MR, and an MR without a CT
+    becomes a synthetic CT.
+    """
 
     def solve(patient: Patient) -> Answer:
         case = patient.case
         if case.has("pmr", "pct"):
             return _planned(bundle, patient, engine, running)
+        if case.has("pmr"):
+            return Answer(synthetic_ct=synthesise(bundle, patient.volume("pmr")))
         if not case.has("pct", "ict"):
             return Answer()
         pct, ict = patient.volume("pct"), patient.volume("ict")

@@ -21,7 +21,8 @@ METRIC_NAMES = {
     "assd_mm": "surface, mm", "seconds": "seconds", "peak_memory_mb": "peak memory, MB",
     "folding_fraction": "folding, %", "sd_log_jacobian": "SD log J",
     "inverse_consistency_mm": "inverse consistency, mm", "mae_hu": "MAE, HU", "psnr_db": "PSNR, dB",
-    "ssim": "SSIM", "edge_drift_mm": "edge drift, mm", "hole_l1_hu": "L1 in the hole, HU",
+    "ssim": "SSIM", "edge_drift_mm": "edge drift, mm", "liver_boundary_mm": "liver's boundary, mm",
+    "hole_l1_hu": "L1 in the hole, HU",
     "hole_psnr_db": "PSNR in the hole, dB", "hole_ssim": "SSIM in the hole", "rim_l1_hu": "L1 on the rim, HU",
     "rim_psnr_db": "PSNR on the rim, dB", "rim_ssim": "SSIM on the rim",
 }  # fmt: skip

@@ -26,7 +26,7 @@ FIELD_METRICS = {
 }  # fmt: skip
 HOLE_METRICS = {"dense_tre_mm": False}
 IMAGE_METRICS = {
-    "synthesis": {"mae_hu": False, "psnr_db": True, "ssim": True, "edge_drift_mm": False},
+    "synthesis": {"mae_hu": False, "psnr_db": True, "ssim": True, "edge_drift_mm": False, "liver_boundary_mm": False},
     "inpainting": {
         "hole_l1_hu": False, "hole_psnr_db": True, "hole_ssim": True, "rim_l1_hu": False, "rim_psnr_db": True,
         "rim_ssim": True,

@@ -116,4 +116,7 @@ def _synthesis(patient: Patient, synthetic: Volume) -> dict[str, float]:
     synthetic = resample(synthetic, mr.geometry)
     body = body_mask(truth if truth is not None else synthetic).as_mask()
     true_ct = None if truth is None else truth.as_float()
-    return image_metrics.synthesis_scores(synthetic.as_float(), true_ct, mr.as_float(), mr.geometry, body)
+    liver = patient.mask("pmr_liver")
+    return image_metrics.synthesis_scores(
+        synthetic.as_float(), true_ct, mr.as_float(), mr.geometry, body, None if liver is None else liver.as_mask()
+    )

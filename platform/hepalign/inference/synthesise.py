@@ -39,11 +39,12 @@ def synthesise(bundle: Bundle, pmr: Volume) -> Volume:
     device = device_of(net)
     image = torch.from_numpy(np.ascontiguousarray(unit.as_float()))[None, None].to(device)
 
-    def run(patch: Tensor) -> Tensor:
-        if (patch > BACKGROUND_UNIT).float().mean() < LEAST_SHARE:
-            return torch.full_like(patch, -1.0)
-        with autocast(device):
-            result: Tensor = net(patch)
+    def run(patches: Tensor) -> Tensor:
+        result = torch.full_like(patches, -1.0)
+        shown = (patches > BACKGROUND_UNIT).float().mean((1, 2, 3, 4)) >= LEAST_SHARE
+        if shown.any():
+            with autocast(device):
+                result[shown] = net(patches[shown]).float()
         return result
 
     with torch.inference_mode():

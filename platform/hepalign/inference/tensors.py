@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import islice, product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Window = tuple[int, int, int]
+# Windows that a network gets at once: alone, a small one falls back to a slow convolution on CPUs.
+BATCH = 4
 
 
 def device_of(net: nn.Module) -> torch.device:
@@ -21,7 +23,7 @@ def sliding_window(net: Callable[[Tensor], Tensor], image: Tensor, window: Windo
     """Run `net` over windows of a volume and blend what comes out by smooth weights that fall off to the borders.
 
     Args:
-        net: [1, C, *window] to [1, K, *window].
+        net: [B, C, *window] to [B, K, *window].
         image: [1, C, D, H, W]; where it is smaller than the window it is padded by its border values.
         window: voxels.
         overlap: least share of a window that its neighbour also covers.
@@ -37,12 +39,14 @@ def sliding_window(net: Callable[[Tensor], Tensor], image: Tensor, window: Windo
     weight = _blending(window, image.device)
     total: Tensor | None = None
     weights = torch.zeros_like(padded[:, :1])
-    for box in _windows(padded.shape[2:], window, overlap):
-        result = net(padded[(slice(None), slice(None), *box)]).float()
+    left = _windows(padded.shape[2:], window, overlap)
+    while boxes := [(slice(None), slice(None), *box) for box in islice(left, BATCH)]:
+        results = net(torch.cat([padded[box] for box in boxes])).float()
         if total is None:
-            total = padded.new_zeros(1, result.shape[1], *padded.shape[2:], dtype=torch.float32)
-        total[(slice(None), slice(None), *box)] += result * weight
-        weights[(slice(None), slice(None), *box)] += weight
+            total = padded.new_zeros(1, results.shape[1], *padded.shape[2:], dtype=torch.float32)
+        for box, result in zip(boxes, results, strict=True):
+            total[box] += result * weight
+            weights[box] += weight
     assert total is not None
     depth, height, width = shape
     return (total / weights)[:, :, :depth, :height, :width]

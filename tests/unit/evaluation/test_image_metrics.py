@@ -70,6 +70,19 @@ def test_edges_in_place_do_not_drift_whatever_the_contrast() -> None:
     assert image_metrics.edge_drift_mm(block(12), -3 * block(12), GRID, EVERYWHERE) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_a_boundary_in_place_is_shown_and_one_that_moved_is_not() -> None:
+    organ = block(12) > 0
+    shown, moved, gone = (
+        image_metrics.organ_boundary_mm(image, organ, GRID, EVERYWHERE)
+        for image in (block(12), block(20), noise(5) * 0)
+    )
+    # the edge lies between the last voxel inside and the first outside
+    assert shown < 1.0
+    assert moved > shown + 1.0
+    assert np.isnan(gone)
+    assert np.isnan(image_metrics.organ_boundary_mm(block(12), ~EVERYWHERE, GRID, EVERYWHERE))
+
+
 def test_edges_drift_by_about_the_shift_of_the_faces_that_moved() -> None:
     near = image_metrics.edge_drift_mm(block(13), block(12), GRID, EVERYWHERE)
     far = image_metrics.edge_drift_mm(block(16), block(12), GRID, EVERYWHERE)

@@ -25,7 +25,18 @@ def test_windows_have_the_size_they_were_trained_with() -> None:
         return x
 
     sliding_window(net, torch.randn(1, 1, 20, 50, 7), (16, 24, 8))
-    assert seen == {(1, 1, 16, 24, 8)}
+    assert {shape[1:] for shape in seen} == {(1, 16, 24, 8)}
+
+
+def test_windows_that_go_together_do_not_mix() -> None:
+    image = torch.randn(1, 1, 30, 22, 17)
+
+    def level(x: Tensor) -> Tensor:
+        return x - x.mean((1, 2, 3, 4), keepdim=True)
+
+    together = sliding_window(level, image, (8, 8, 8))
+    one_by_one = sliding_window(lambda x: torch.cat([level(window[None]) for window in x]), image, (8, 8, 8))
+    torch.testing.assert_close(together, one_by_one)
 
 
 def test_no_seam_shows_where_windows_meet() -> None:
