@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,8 +35,6 @@ from hepalign.transform.displacement import DisplacementField, resample_field
 from hepalign.transform.jacobian import fold_mask
 from hepalign.transform.warp import bounding_box
 
-# What a synthetic CT counts beside the MR that it was made from.
-SYNTHETIC_SHARE = 0.25
 INVERSE_ROUNDS = 10
 # Where registration failed locally, it failed over a few centimetres: 2 voxels of 5.6 mm, as a deviation.
 WORST_SIGMA_VOXELS = 2.0
@@ -56,6 +54,7 @@ BODY_MARGIN_VOXELS = 4
 # Moving and fixed features (d,h,w,12), weight (d,h,w,1).
 Tables = tuple[Tensor, Tensor, Tensor]
 Box = tuple[slice, slice, slice]
+Modality = Literal["ct", "mr"]
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,13 @@ class Pair:
     """Two images on the work grid's part around the fixed body, the moving one under the affine start.
 
     Args:
-        moving: unit intensities [1,1,D,H,W].
-        fixed: the same.
+        moving: unit intensities [1,1,D,H,W]; an MR's as they came.
+        fixed: unit intensities.
         weight: 1 where both can be compared.
-        moving_mr: where `moving` is synthetic, the MR that it was made from: a second view of the same patient.
         work: the grid of these three.
         whole: the work grid over the fixed image's whole box.
         box: `work` in `whole`; starts and lengths are multiples of 16 voxels.
+        modality: the moving image's.
     """
 
     moving: Tensor
@@ -91,7 +90,7 @@ class Pair:
     work: Geometry
     whole: Geometry
     box: Box
-    moving_mr: Tensor | None = None
+    modality: Modality = "ct"
 
 
 def make_pair(
@@ -99,22 +98,21 @@ def make_pair(
     fixed: Volume,
     matrix: NDArray[np.float64],
     probe_mask: Volume | None,
-    moving_mr: Volume | None = None,
+    modality: Modality = "ct",
 ) -> Pair:
-    """Both images around the fixed body, the moving one (and its MR) resampled through the affine map once."""
+    """Both images around the fixed body, the moving one resampled through the affine map once."""
     whole = work_geometry(fixed.geometry)
     fixed_unit = soft_tissue(on_work_grid(fixed, whole))
     box = body_box(fixed_unit)
     i, j, k = (part.stop - part.start for part in box)
     work = whole.crop((box[0].start, box[1].start, box[2].start), (i, j, k))
-    moved, weight = _moved(moving, matrix, work, hu=True)
+    moved, weight = _moved(moving, matrix, work, modality)
     if probe_mask is not None:
         weight = weight * (1 - _artefact(probe_mask, fixed, whole)[(..., *box)])
-    mr = None if moving_mr is None else _moved(moving_mr, matrix, work, hu=False)[0]
-    return Pair(moved, fixed_unit[(..., *box)].contiguous(), weight, work, whole, box, mr)
+    return Pair(moved, fixed_unit[(..., *box)].contiguous(), weight, work, whole, box, modality)
 
 
-def _moved(moving: Volume, matrix: NDArray[np.float64], work: Geometry, *, hu: bool) -> tuple[Tensor, Tensor]:
+def _moved(moving: Volume, matrix: NDArray[np.float64], work: Geometry, modality: Modality) -> tuple[Tensor, Tensor]:
     """The image seen through the affine map on the work grid, and 1 where it reaches: [1,1,D,H,W] each."""
     source = coarsened(moving, float(np.mean(work.spacing_mm)))
     index = torch.from_numpy((np.linalg.inv(source.geometry.affine) @ matrix @ work.affine)[:3].astype(np.float32))
@@ -122,7 +120,7 @@ def _moved(moving: Volume, matrix: NDArray[np.float64], work: Geometry, *, hu: b
     size = torch.tensor(source.geometry.shape, dtype=torch.float32)
     unit_points = ((points * 2 + 1) / size - 1).flip(-1)[None]
     data = torch.from_numpy(np.ascontiguousarray(source.data, dtype=np.float32))[None, None]
-    data = soft_tissue(data) if hu else data
+    data = soft_tissue(data) if modality == "ct" else data
     moved = F.grid_sample(data, unit_points, padding_mode="border", align_corners=False)
     return moved, (unit_points.abs().amax(-1) <= 1).float()[None]
 
@@ -278,12 +276,8 @@ class Levels:
 
 
 def feature_levels(pair: Pair, weight: Tensor) -> tuple[Tables, Tables]:
-    """MIND-SSC at a half and a quarter of the work grid's resolution, and where it counts (`weight` at a half).
-
-    Of two views of the moving patient the features' weighted mean is taken. The MR's own weigh most: measured, the
-    share hardly matters with a good synthetic CT, and a bad one does the less harm.
-    """
-    moving, fixed = _features(pair, pooled_mind)
+    """MIND-SSC at a half and a quarter of the work grid's resolution, and where it counts (`weight` at a half)."""
+    moving, fixed = pooled_mind(pair.moving), pooled_mind(pair.fixed)
     half = (to_rows(moving), to_rows(fixed), to_rows(eroded(weight)))
     quarter_weight = eroded(-F.max_pool3d(-weight, 2))
     return half, (to_rows(F.avg_pool3d(moving, 2)), to_rows(F.avg_pool3d(fixed, 2)), to_rows(quarter_weight))
@@ -291,20 +285,13 @@ def feature_levels(pair: Pair, weight: Tensor) -> tuple[Tables, Tables]:
 
 def full_features(pair: Pair) -> Tables:
     """MIND-SSC of single voxels at the work grid's own resolution, and where it counts in refinement."""
-    moving, fixed = _features(pair, voxel_mind)
-    return to_rows(moving), to_rows(fixed), to_rows(eroded(pair.weight) * _bone_weight(pair))
-
-
-def _features(pair: Pair, describe: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    moving, fixed = describe(pair.moving), describe(pair.fixed)
-    if pair.moving_mr is not None:
-        moving = torch.lerp(describe(pair.moving_mr), moving, SYNTHETIC_SHARE)
-    return moving, fixed
+    weight = eroded(pair.weight) * _bone_weight(pair)
+    return to_rows(voxel_mind(pair.moving)), to_rows(voxel_mind(pair.fixed)), to_rows(weight)
 
 
 def _bone_weight(pair: Pair) -> Tensor:
-    """`BONE_SHARE` in and beside the bone of either CT, else 1: [1,1,D,H,W]. A synthetic CT's bone is not believed."""
-    brightest = pair.fixed if pair.moving_mr is not None else torch.maximum(pair.fixed, pair.moving)
+    """`BONE_SHARE` in and beside the bone of either CT, else 1: [1,1,D,H,W]."""
+    brightest = torch.maximum(pair.fixed, pair.moving) if pair.modality == "ct" else pair.fixed
     bone = F.max_pool3d(brightest, 3, stride=1, padding=1) > BONE_UNIT
     return 1 - (1 - BONE_SHARE) * bone.float()
 

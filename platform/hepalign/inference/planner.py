@@ -1,4 +1,4 @@
-"""Before the procedure: synthetic CT from the pMR, and its registration to the pCT."""
+"""Before the procedure: the pMR registered to the pCT, and the synthetic CT that it would look like."""
 
 from __future__ import annotations
 
@@ -151,7 +151,8 @@ def plan(
         pmr: MR, any unit, any grid.
         pct: CT, HU, any grid.
         labels: `pmr_tumour`, `pct_liver`, … (or with a colon) on their image's grid.
-        engine: `ants` (rigid + SyN), `learned` (affine + network) or `learned+refine`.
+        engine: `ants` (rigid + SyN of the synthetic CT), `learned` (affine, coarse fit and a short refinement of the
+            MR) or `learned+refine`.
         synthesise: the synthesis step; serving hands in a remote one.
         progress: called with a step's name and the fraction done.
 
@@ -182,7 +183,8 @@ def plan(
         warnings: tuple[str, ...] = ()
         clock.mark("register")
     else:
-        done = register(bundle, sct, pct, engine="refine" if engine == "learned+refine" else "fast", moving_mr=pmr)
+        # the synthetic CT is for the eye: with it beside the MR's own structure the field is no better (ADR 0013)
+        done = register(bundle, pmr, pct, engine="refine" if engine == "learned+refine" else "fast", modality="mr")
         field, warnings, quality = done.field, done.warnings, done.quality
         clock.mark("register")
     tell("done", 1.0)

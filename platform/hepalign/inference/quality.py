@@ -115,7 +115,7 @@ class ErrorModel(BaseModel):
 
 @cache
 def error_model(moving: Literal["ct", "mr"] = "ct") -> ErrorModel:
-    """The fitted model for a moving CT, or for a synthetic CT made from an MR."""
+    """The fitted model for a moving CT, or for an MR."""
     text = files("hepalign.inference").joinpath(MODEL_FILE).read_text(encoding="utf-8")
     models = TypeAdapter(dict[str, ErrorModel]).validate_json(text)
     return models[moving]

@@ -21,7 +21,7 @@ from hepalign.image.volume import Volume
 from hepalign.inference.affine import affine_start, affine_start_mr, require_overlap
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.folding import corner_determinants
-from hepalign.inference.pair import LONG, SHORT, Effort, Levels, make_pair
+from hepalign.inference.pair import LONG, SHORT, Effort, Levels, Modality, make_pair
 from hepalign.inference.provenance import CONVENTION, provenance
 from hepalign.inference.quality import Evidence, error_model, judge
 from hepalign.inference.sampling import index_rows, read_at, to_rows
@@ -107,13 +107,13 @@ def register(
     moving_label: Volume | None = None,
     initial: DisplacementField | None = None,
     budget_s: float | None = None,
-    moving_mr: Volume | None = None,
+    modality: Modality = "ct",
 ) -> Registration:
-    """Register a CT to a CT.
+    """Register a CT, or an MR, to a CT.
 
     Args:
         bundle: gives the registration network.
-        moving: HU, any grid.
+        moving: HU, or an MR in any unit; any grid.
         fixed: HU, any grid; the field lives on it.
         engine: `network` is affine, coarse start and network; `fast` refines that shortly, `refine` longer.
         probe_mask: coarsely, where the fixed image shows probe and artefact: what looks like neither metal nor its
@@ -121,8 +121,7 @@ def register(
         moving_label: a label map to carry along.
         initial: a field of the same patient's previous image (same scanner frame) to start from.
         budget_s: seconds after which refinement stops with what it has.
-        moving_mr: where `moving` is a synthetic CT, the MR it was made from: its own structure counts most, and
-            the network, which learned from CT alone, is not asked.
+        modality: the moving image's. The network, which learned from CT alone, is not asked about an MR.
 
     Raises:
         BadInputError: `no_overlap`.
@@ -132,11 +131,11 @@ def register(
         names = ", ".join(REFINEMENT)
         raise UsageError(f"no registration engine is called {engine!r}; there are {names}", code="unknown_engine")
     clock = Clock(budget_s)
-    matrix = start_matrix(moving, fixed, probe_mask, initial, moving_mr)
+    matrix = start_matrix(moving, fixed, probe_mask, initial, modality)
     clock.mark("affine")
     done = deform(
         bundle, moving, fixed, matrix, engine=engine, probe_mask=probe_mask, moving_label=moving_label,
-        initial=initial, clock=clock, moving_mr=moving_mr,
+        initial=initial, clock=clock, modality=modality,
     )  # fmt: skip
     return replace(done, provenance=provenance(bundle, {"moving": moving, "fixed": fixed}))
 
@@ -146,17 +145,14 @@ def start_matrix(
     fixed: Volume,
     probe_mask: Volume | None,
     initial: DisplacementField | None,
-    moving_mr: Volume | None = None,
+    modality: Modality = "ct",
 ) -> NDArray[np.float64]:
-    """The affine start (4 x 4, fixed world to moving world), or the previous field's; the MR's own where there is one.
-
-    A synthetic CT that went wrong cannot lead astray what does not look at it.
-    """
+    """The affine start (4 x 4, fixed world to moving world), or the previous field's."""
     require_overlap(moving.geometry, fixed.geometry)
     if initial is not None:
         return initial.linear
-    if moving_mr is not None:
-        return affine_start_mr(moving_mr, fixed).matrix
+    if modality == "mr":
+        return affine_start_mr(moving, fixed).matrix
     valid = None if probe_mask is None else probe_mask.with_data(1.0 - probe_mask.as_mask().astype(np.float32))
     return affine_start(moving, fixed, fixed_valid=valid).matrix
 
@@ -172,10 +168,10 @@ def deform(
     moving_label: Volume | None = None,
     initial: DisplacementField | None = None,
     clock: Clock,
-    moving_mr: Volume | None = None,
+    modality: Modality = "ct",
 ) -> Registration:
     """The deformable part of `register`, after its affine start."""
-    levels = Levels(make_pair(moving, fixed, matrix, probe_mask, moving_mr))
+    levels = Levels(make_pair(moving, fixed, matrix, probe_mask, modality))
     clock.mark("features")
     still = torch.zeros(*levels.half_shape, 3)
     before, residual = levels.cost(still), still
@@ -186,7 +182,7 @@ def deform(
     else:
         start, method = levels.coarse(), ["affine", "coarse"]
         clock.mark("coarse")
-        if moving_mr is None:
+        if modality == "ct":
             residual, complaint = predict(bundle, levels, start)
             if complaint is None:
                 method.append("network")
@@ -208,7 +204,7 @@ def deform(
     clock.mark("field")
     spread_mm = levels.spread_mm(residual)
     evidence = _evidence(levels, residual, spread_mm, field, moving, failed)
-    model = error_model("ct" if moving_mr is None else "mr")
+    model = error_model(modality)
     status, reasons = judge(evidence, model)
     clock.mark("quality")
     quality = {

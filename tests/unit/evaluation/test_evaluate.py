@@ -17,6 +17,7 @@ from hepalign.cases.landmarks import Landmarks
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError, UsageError
 from hepalign.evaluation import evaluate as evaluating
+from hepalign.evaluation import methods as solving
 from hepalign.evaluation import unit as working
 from hepalign.evaluation.methods import Answer, Method, Running, Solved, identity_method
 from hepalign.evaluation.pairs import PAIRS, Patient
@@ -222,6 +223,30 @@ def test_page_stands_alone_and_shows_worst_case_first(cohort: Cohort, tmp_path: 
     for outside in ("<script src", "<link", 'src="http', "url(http"):
         assert outside not in page
     assert cohort.digest in page
+
+
+def test_an_mr_alone_becomes_a_synthetic_ct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = PLACE_MM["pmr"]
+    mr = Volume((100.0 * ball(48, place) + 100.0 * ball(28, place)).astype(np.float32), GRID)
+    writer = CohortWriter(tmp_path / "cohort")
+    writer.add("mr-only", "patient", volumes={"pmr": mr, "pmr_liver": Volume(ball(28, place), GRID)}, split="test")
+    writer.finish()
+    monkeypatch.setattr(solving, "synthesise", lambda _, pmr: pmr.with_data(10.0 * pmr.as_float() - 1000.0))
+    found = evaluating.evaluate(
+        open_cohort(tmp_path / "cohort"),
+        BUNDLE,
+        tmp_path,
+        baselines=[],
+        threads=1,  # type: ignore[arg-type]
+    )
+    assert (tmp_path / "report.html").is_file()
+    assert found.failures() == []
+    scores = {
+        row["metric"]: row["mean"] for row in found.results["images"]["synthesis"] if row["method"] == "proposed-fast"
+    }
+    assert scores["edge_drift_mm"] == pytest.approx(0.0, abs=1e-3)
+    assert 0.0 <= scores["liver_boundary_mm"] < 6.0
+    assert "mae_hu" not in scores
 
 
 def test_empty_split_is_refused(cohort: Cohort, tmp_path: Path) -> None:

@@ -83,4 +83,4 @@ def test_the_network_is_not_asked_about_an_mr(tmp_path: Path) -> None:
     bundle = load_bundle(make_untrained_bundle(tmp_path))
     ct = scan(0)
     assert "network" in register(bundle, scan(1), ct, engine="fast").method
-    assert register(bundle, scan(1), ct, engine="fast", moving_mr=scan(1)).method == "affine+coarse+short-refine"
+    assert register(bundle, scan(1), ct, engine="fast", modality="mr").method == "affine+coarse+short-refine"
