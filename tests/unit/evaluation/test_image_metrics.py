@@ -70,17 +70,17 @@ def test_edges_in_place_do_not_drift_whatever_the_contrast() -> None:
     assert image_metrics.edge_drift_mm(block(12), -3 * block(12), GRID, EVERYWHERE) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_boundary_in_place_is_shown_and_one_that_moved_is_not() -> None:
-    organ = block(12) > 0
-    shown, moved, gone = (
-        image_metrics.organ_boundary_mm(image, organ, GRID, EVERYWHERE)
-        for image in (block(12), block(20), noise(5) * 0)
-    )
-    # the edge lies between the last voxel inside and the first outside
-    assert shown < 1.0
-    assert moved > shown + 1.0
-    assert np.isnan(gone)
-    assert np.isnan(image_metrics.organ_boundary_mm(block(12), ~EVERYWHERE, GRID, EVERYWHERE))
+def test_a_boundary_is_found_where_the_image_steps() -> None:
+    organ = np.linalg.norm(GRID.grid_mm() - GRID.centre_mm, axis=-1) < 14
+    shown = image_metrics.organ_boundary_mm(80.0 * organ, organ, GRID)
+    inverted = image_metrics.organ_boundary_mm(-30.0 * organ + noise(5) / 100, organ, GRID)
+    larger = np.linalg.norm(GRID.grid_mm() - GRID.centre_mm, axis=-1) < 18
+    moved = image_metrics.organ_boundary_mm(80.0 * larger, organ, GRID)
+    assert shown < 1.2
+    assert inverted < 1.2
+    assert moved == pytest.approx(4.0, abs=0.8)
+    assert 2.5 < image_metrics.organ_boundary_mm(noise(6), organ, GRID) < 5.0
+    assert np.isnan(image_metrics.organ_boundary_mm(80.0 * organ, ~EVERYWHERE, GRID))
 
 
 def test_edges_drift_by_about_the_shift_of_the_faces_that_moved() -> None:
