@@ -83,8 +83,8 @@ def organ_boundary_mm(image: Array3, organ: Mask3, geometry: Geometry) -> float:
     normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-6)
     smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), EDGE_SCALE_MM / spacing)
     steepness = np.linalg.norm(np.stack(list(np.gradient(smooth, *spacing))), axis=0)
-    # the drawn surface runs half a voxel outside the last voxels of the organ
-    at = np.argwhere(surface).T + normal * (0.5 * np.abs(normal * spacing[:, None]).sum(0)) / spacing[:, None]
+    # the surface runs midway between the organ's last voxel and the nearest that is none
+    at = np.argwhere(surface).T + normal * (0.5 * inside[surface]) / spacing[:, None]
     steps_mm = np.arange(-NORMAL_REACH_MM, NORMAL_REACH_MM + NORMAL_STEP_MM / 2, NORMAL_STEP_MM)
     along = [
         ndimage.map_coordinates(steepness, at + s * normal / spacing[:, None], order=1, mode="nearest")
