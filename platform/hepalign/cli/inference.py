@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PlanEngine(StrEnum):
-    """How the synthetic CT is registered to the pre-procedural CT."""
+    """How the MR (`ants`: its synthetic CT) is registered to the pre-procedural CT."""
 
     ANTS = "ants"
     LEARNED = "learned"
@@ -56,7 +56,7 @@ def plan(
     release: Release = None,
     engine: PlanEngine = PlanEngine.LEARNED_REFINE,
 ) -> Answer:
-    """Before the procedure: synthetic CT from the MR, registered to the pre-procedural CT."""
+    """Before the procedure: the MR registered to the pre-procedural CT, and a synthetic CT made from it."""
     warnings: list[str] = []
     from hepalign.inference import planner
 

@@ -16,8 +16,8 @@ CT_RANGE_HU = (-1024.0, 3000.0)
 SOFT_TISSUE_RANGE_HU = (-200.0, 400.0)
 EDGE_SCALE_MM = 2.0
 EDGE_SHARE = 0.05
-# How far within the body's outline edges are looked for: a fat-suppressed MR hardly shows the skin, and a CT nothing as
-# strongly.
+# How far within the body's outline, and from the image's border, edges are looked for: a fat-suppressed MR hardly shows
+# the skin, and a CT nothing as strongly.
 SKIN_MM = 15.0
 NORMAL_REACH_MM, NORMAL_STEP_MM = 8.0, 0.5
 RIM_MM = 6.0

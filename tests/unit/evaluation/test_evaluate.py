@@ -19,6 +19,7 @@ from hepalign.errors import BadInputError, UsageError
 from hepalign.evaluation import evaluate as evaluating
 from hepalign.evaluation import methods as solving
 from hepalign.evaluation import unit as working
+from hepalign.evaluation import variants as varying
 from hepalign.evaluation.methods import Answer, Method, Running, Solved, identity_method
 from hepalign.evaluation.pairs import PAIRS, Patient
 from hepalign.evaluation.variants import TRAINED_ABLATIONS, Absent
@@ -247,6 +248,30 @@ def test_an_mr_alone_becomes_a_synthetic_ct(tmp_path: Path, monkeypatch: pytest.
     assert scores["edge_drift_mm"] == pytest.approx(0.0, abs=1e-3)
     assert 0.0 <= scores["liver_boundary_mm"] < 6.0
     assert "mae_hu" not in scores
+
+
+def test_through_sct_registers_the_synthetic_ct_and_never_sees_the_mr(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = Patient(cohort, next(case for case in cohort.cases() if case.id == "a"))
+    made, field = Volume(np.full(GRID.shape, 7.0, np.float32), GRID), true_field("pmr", "pct")
+    seen: list[tuple[Any, ...]] = []
+
+    def register(*images: Any) -> SimpleNamespace:
+        seen.append(images)
+        return SimpleNamespace(field=field, timings={"affine": 1.0, "refine": 2.0})
+
+    monkeypatch.setattr(varying, "synthesise", lambda *_: made)
+    monkeypatch.setattr(varying, "register", register)
+    method = varying.variant_method("through-sct", "route", BUNDLE, Running(1, 0, False))  # type: ignore[arg-type]
+    answer = method.solve(patient)
+    ((bundle, moving, fixed),) = seen
+    assert (bundle, moving, fixed) == (BUNDLE, made, patient.volume("pct"))
+    assert answer.synthetic_ct is made
+    assert list(answer.solved) == ["pMR-pCT"]
+    assert answer.solved["pMR-pCT"].field is field
+    assert answer.solved["pMR-pCT"].seconds == pytest.approx(3.0, abs=0.5)
+    assert set(answer.solved["pMR-pCT"].steps) == {"synthesise", "affine", "refine"}
 
 
 def test_empty_split_is_refused(cohort: Cohort, tmp_path: Path) -> None:

@@ -42,20 +42,25 @@ libc.free(block)
 print(held, held - libc.mallinfo2().arena)
 """
 
+
+def numbers(script: str) -> list[int]:
+    """What a script prints in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return [int(number) for number in done.stdout.split()]
+
+
 glibc_alone = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is told")
 
 
 @glibc_alone
 def test_large_tensors_come_from_the_heap_once_told() -> None:
-    done = subprocess.run([sys.executable, "-c", MAPPED], check=True, capture_output=True, text=True)
-    before, after = (int(line) for line in done.stdout.split())
+    before, after = numbers(MAPPED)
     assert before >= 100_000_000
     assert after == 0
 
 
 @glibc_alone
 def test_freed_memory_stays_with_the_heap_once_told() -> None:
-    done = subprocess.run([sys.executable, "-c", GIVEN_BACK], check=True, capture_output=True, text=True)
-    held, given_back = (int(number) for number in done.stdout.split())
+    held, given_back = numbers(GIVEN_BACK)
     assert held >= 200_000_000
     assert given_back == 0
