@@ -29,6 +29,7 @@ class Head:
 
     jobs_url: str
     environment: dict[str, str]
+    folder: Path
 
     def submit(self, root: Path, *entrypoint: str) -> subprocess.CompletedProcess[str]:
         """As an ML engineer does it; waits for the job's end."""
@@ -36,9 +37,17 @@ class Head:
             BIN / "ray", "job", "submit", "--address", self.jobs_url, "--working-dir", ".",
             "--runtime-env", "jobs/runtime_env.yaml", "--", *entrypoint,
         ]  # fmt: skip
-        return subprocess.run(
+        done = subprocess.run(
             command, cwd=root, env=self.environment, capture_output=True, text=True, timeout=600, check=False
         )
+        if done.returncode != 0:
+            done.stderr += self.said()
+        return done
+
+    def said(self) -> str:
+        """The ends of what the head and its dashboard wrote: why a job failed stands there if anywhere."""
+        logs = [self.folder / "head.log", self.folder / "session_latest/logs/dashboard.log"]
+        return "".join(f"\n{log.name}: {log.read_text(encoding='utf-8')[-2000:]}" for log in logs if log.is_file())
 
 
 @contextmanager
@@ -62,9 +71,9 @@ def ray_head(**extra_environment: str) -> Iterator[Head]:
         ],
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
-    head = Head(f"http://127.0.0.1:{dashboard}", environment)
+    head = Head(f"http://127.0.0.1:{dashboard}", environment, folder)
     try:
-        _wait_for(head, process, folder / "head.log")
+        _wait_for(head, process)
         yield head
     finally:
         # at once: nothing of it is needed any more, and an orderly end takes longer than most tests
@@ -74,7 +83,7 @@ def ray_head(**extra_environment: str) -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for(head: Head, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_S
     request = urllib.request.Request(
         f"{head.jobs_url}/api/jobs/", headers={"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
@@ -85,4 +94,4 @@ def _wait_for(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
-    raise RuntimeError(f"the Ray head did not come up:\n{log.read_text(encoding='utf-8')[-2000:]}")
+    raise RuntimeError(f"the Ray head did not come up:{head.said()}")

@@ -20,9 +20,13 @@ PACKAGES = (
     "itk-elastix", "convexadam",
 )  # fmt: skip
 
-# What a number depends on; the command line and the servers are not among it.
-PEERS_CODE = ("image", "transform", "cases", "losses", "evaluation")
-CODE = (*PEERS_CODE, "nets", "inference")
+# Folders and files that a record depends on; the command line, the servers and the report are not among them.
+PEERS_CODE = (
+    "image", "transform", "cases", "losses", "evaluation/baselines", "evaluation/methods.py", "evaluation/pairs.py",
+    "evaluation/metrics.py", "evaluation/unit.py", "evaluation/gallery.py", "evaluation/peak_memory.py",
+)  # fmt: skip
+READ = (".py", ".json")
+CODE = (*PEERS_CODE, "nets", "inference", "evaluation/variants.py", "evaluation/image_metrics.py")
 
 
 def provenance(cohort: Cohort, bundle: Bundle, *, split: str, running: Running) -> dict[str, Any]:
@@ -46,12 +50,12 @@ def provenance(cohort: Cohort, bundle: Bundle, *, split: str, running: Running) 
     }
 
 
-def code_digest(folders: tuple[str, ...]) -> str:
-    """SHA-256 over sources of the library: a record made by other code is not reused."""
+def code_digest(places: tuple[str, ...]) -> str:
+    """SHA-256 over code and fitted constants in folders and files of the library: other code's record is not reused."""
     root = Path(hepalign.__file__).parent
     content = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] in folders:
+    for place in map(root.joinpath, sorted(places)):
+        for path in sorted(p for p in place.rglob("*.*") if p.suffix in READ) if place.is_dir() else [place]:
             content.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return content.hexdigest()
 

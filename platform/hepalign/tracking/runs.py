@@ -143,7 +143,8 @@ def close_run(config: RunConfig, status: str = "FINISHED") -> str | None:
     except (MlflowException, OSError) as error:
         warn(f"MLflow is away ({type(error).__name__}); {folder.name} is sent when the next run starts")
         return None
-    (folder / PENDING).unlink()
+    # whoever else ends this run (a trial that was stopped, a training that starts beside it) may take the mark first
+    (folder / PENDING).unlink(missing_ok=True)
     return run_id
 
 
@@ -159,7 +160,7 @@ def send_pending(out: Path, tracking: TrackingConfig) -> list[str]:
             _complete(client(tracking_uri(tracking, out)), run_id, mark.parent, mark.read_text(encoding="utf-8"))
         except (MlflowException, OSError):
             return sent
-        mark.unlink()
+        mark.unlink(missing_ok=True)
         sent.append(mark.parent.name)
     return sent
 

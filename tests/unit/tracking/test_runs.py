@@ -90,6 +90,23 @@ def test_what_mlflow_missed_is_sent_later(
     assert run.info.status == "FINISHED"
 
 
+def test_a_run_that_is_ended_twice_at_once_is_ended(
+    mlflow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = train(toy_config(tmp_path), build=build_toy)
+    complete = runs._complete
+
+    def beside_another(api: MlflowClient, run_id: str, folder: Path, status: str) -> None:
+        complete(api, run_id, folder, status)
+        (folder / runs.PENDING).unlink()
+
+    monkeypatch.setattr(runs, "_complete", beside_another)
+    assert close_run(toy_config(tmp_path), "KILLED") == result.run_id
+    assert client(mlflow).get_run(str(result.run_id)).info.status == "KILLED"
+    (tmp_path / "tracked" / runs.PENDING).write_text("FINISHED")
+    assert send_pending(tmp_path, TrackingConfig(uri=mlflow)) == ["tracked"]
+
+
 def test_patient_ids_stay_out(mlflow: str, tmp_path: Path) -> None:
     result = train(toy_config(tmp_path), build=build_toy)
     run = client().get_run(str(result.run_id))
