@@ -151,27 +151,32 @@ def _untrained_network(name: str, bundle: Bundle, running: Running) -> Method:
     return _network(name, untrained_bundle(bundle, running.seed), running)
 
 
+def _planned(name: str, about: str, solve: Callable[[Patient], Answer]) -> Method:
+    """A method that answers pMR-pCT alone."""
+
+    def answer(patient: Patient) -> Answer:
+        return solve(patient) if "pMR-pCT" in patient.pairs() else Answer()
+
+    return Method(name, "ablation", about, answer)
+
+
 def _ants_planning(name: str, bundle: Bundle, running: Running) -> Method:
     del running
 
     def solve(patient: Patient) -> Answer:
-        if "pMR-pCT" not in patient.pairs():
-            return Answer()
         started = time.perf_counter()
         planned = plan(bundle, patient.volume("pmr"), patient.volume("pct"), labels={}, engine="ants")
         seconds = time.perf_counter() - started
         return Answer({"pMR-pCT": Solved(planned.field_pct_from_pmr, seconds, planned.timings)})
 
     about = f"release {bundle.name}: the synthetic CT registered by ANTs (rigid + SyN), the paper's own planning"
-    return Method(name, "ablation", about, solve)
+    return _planned(name, about, solve)
 
 
 def _through_sct(name: str, bundle: Bundle, running: Running) -> Method:
     del running
 
     def solve(patient: Patient) -> Answer:
-        if "pMR-pCT" not in patient.pairs():
-            return Answer()
         started = time.perf_counter()
         synthetic = synthesise(bundle, patient.volume("pmr"))
         synthesis_s = time.perf_counter() - started
@@ -180,7 +185,7 @@ def _through_sct(name: str, bundle: Bundle, running: Running) -> Method:
         return Answer({"pMR-pCT": Solved(found.field, sum(steps.values()), steps)}, synthetic_ct=synthetic)
 
     about = f"release {bundle.name}: the synthetic CT registered as a CT, the MR not looked at (the paper's route)"
-    return Method(name, "ablation", about, solve)
+    return _planned(name, about, solve)
 
 
 def _no_prior(name: str, bundle: Bundle, running: Running) -> Method:

@@ -13,6 +13,7 @@ from hepalign.errors import BadInputError, UsageError
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle
+from hepalign.inference.fusion import fuse
 from hepalign.inference.inpaint import Inpainted, box_around
 from hepalign.inference.inpaint import inpaint as inpaint_here
 from hepalign.inference.labels import LabelMap, warp_labels
@@ -100,13 +101,17 @@ def guide(
 def _inpainted(
     bundle: Bundle, pct: Volume, ict: Volume, probe_mask: Volume, field: DisplacementField, step: InpaintStep
 ) -> Inpainted:
-    """The iCT without the probe. The step gets the box that it looks at: little to compute, and little to send."""
+    """The iCT without the probe, its tissue under the coarse mask kept where the fill may be misaligned.
+
+    The step gets the box that it looks at: little to compute, and little to send.
+    """
     box = box_around(probe_mask)
     region = ict.crop(box)
     # NaN beyond the pCT, for its absence is no anatomy that a hole could be filled with
     prior = warp(pct, resample_field(field, region.geometry), fill=float("nan"))
+    hole = probe_mask.crop(box)
     image = ict.as_float().copy()
-    image[box] = step(bundle, region, probe_mask.crop(box), prior).image.data
+    image[box] = fuse(region, hole, step(bundle, region, hole, prior).image).data
     return Inpainted(ict.with_data(image), ict.with_data(probe_mask.as_mask()))
 
 
