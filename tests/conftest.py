@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # torch reads it at import: the suite's timings and its bitwise comparisons want one thread
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a Ray node ends itself where its agent takes longer than 30 s to start, as on a busy machine it may
+os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
 
 ROOT = Path(__file__).parents[1]
 ALLOWED_SKIPS: dict[str, str] = tomllib.loads((ROOT / "tests/allowed_skips.toml").read_text(encoding="utf-8"))["skips"]
