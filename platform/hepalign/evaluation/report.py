@@ -66,19 +66,21 @@ def _context(results: Mapping[str, Any], records: Sequence[Record]) -> dict[str,
     if with_ablations:
         both = {name: families[name] for name in ablated}
         charts.append(("Ablations: liver error", figures.box_plots(rows, both, error, "liver error, mm")))
-    grid = _grid(results["table"], compared)
+    # the release's own columns stand first: with every peer the table is wider than a screen
+    columned = sorted(compared, key=lambda name: ("start", "proposed", "peer").index(families[name]))
+    grid = _grid(results["table"], columned)
     return {
         "results": results,
         "facts": results["provenance"],
         "families": families,
         "headlines": _headlines(results["table"]),
         "tables": [
-            ("The paper's metrics", [line for line in grid if not line["minor"]], compared),
-            ("Surfaces, the hole, and the field itself", [line for line in grid if line["minor"]], compared),
+            ("The paper's metrics", [line for line in grid if not line["minor"]], columned),
+            ("Surfaces, the hole, and the field itself", [line for line in grid if line["minor"]], columned),
         ],
         "ablations": [line for line in _grid(results["table"], ablated) if not line["minor"]] if with_ablations else [],
         "ablation_columns": ablated,
-        "robust": _robust(results["table"], compared),
+        "robust": _robust(results["table"], columned),
         "steps": _step_grid(results["steps"]),
         "images": _image_grid(results["images"]),
         "charts": [(title, Markup(svg)) for title, svg in charts if svg],  # noqa: S704 - matplotlib's own SVG

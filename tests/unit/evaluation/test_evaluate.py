@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +160,8 @@ def test_failing_case_is_a_row_and_is_counted(cohort: Cohort, tmp_path: Path) ->
     assert "the peer ran away" in page
     assert "1 failed" in page
     assert "flirt needs the program" in page
+    columns = re.findall(r'<th class="(\w+)">', page)
+    assert columns.index("proposed") < columns.index("peer"), "the release's own columns come first"
     with (tmp_path / "cases.csv").open() as file:
         assert sum(line["status"] == "failed" for line in csv.DictReader(file)) == 3
 
