@@ -109,6 +109,11 @@ def test_labels_images_and_field_follow_the_truth(result: GuideResult, pair: Sma
     assert np.abs(centre - np.argwhere(tumour(pair).as_mask()).mean(0)).max() < 4
     hole = pair.probe_mask.as_mask()
     np.testing.assert_array_equal(result.inpct.as_float()[~hole], pair.fixed.as_float()[~hole])
+    # `painted` fills with the registered pCT: what is left of it leans towards the iCT, and somewhere it does
+    fill, seen = result.pct_on_ict.as_float()[hole], pair.fixed.as_float()[hole]
+    drawn = result.inpct.as_float()[hole] - fill
+    assert np.abs(drawn).max() > 1
+    assert (drawn * np.sign(np.clip(seen, -250, 450) - np.clip(fill, -250, 450)) > -0.01).all()
 
 
 def test_every_file_is_written_and_a_next_guide_starts_from_them(
