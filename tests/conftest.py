@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 if TYPE_CHECKING:
     from served import Served
@@ -30,6 +31,16 @@ def _prepared_arrays(tmp_path_factory: pytest.TempPathFactory) -> Generator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEPALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logged_by_handlers() -> None:
+    """Servers that run in this process log through `logging`, where pytest keeps their lines with the test's.
+
+    structlog's own default prints to whatever `sys.stdout` is at that moment. pytest exchanges it between tests, and
+    Python 3.11 crashes when that happens during another thread's `print`.
+    """
+    structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())
 
 
 @pytest.fixture(scope="session")
