@@ -35,7 +35,8 @@ from hepalign.transform import linear
 from scene import release
 from timing import single
 
-SHAPE, SPACING_MM = (96, 96, 72), 3.7
+# Coarse and finer images in turn: they are matched on grids of their own.
+SIZES = (((96, 96, 72), 3.7), ((128, 128, 96), 2.8))
 KINDS = ("good", "beyond", "start", "artefact", "wrong")
 POOR_MM = 5.0
 # An image of another patient has no error; in the fit it counts as this much.
@@ -106,11 +107,12 @@ class _Pair:
 def _pairs(seed: int, done: set[tuple[str, int]]) -> Iterator[tuple[str, _Pair]]:
     """The pairs of a seed that are not done yet."""
     real = os.environ.get("HEPALIGN_REAL_DATA")
-    makers = {"phantom": lambda config, at: make_case(at, SHAPE, SPACING_MM, bool(at % 2), config)}
+    shape, spacing_mm = SIZES[seed // 2 % 2]
+    makers = {"phantom": lambda config, at: make_case(at, shape, spacing_mm, bool(at % 2), config)}
     if real:
         ct = read_nifti(Path(real) / "liver-ct/totalsegmentator/ct.nii.gz")
         makers["real"] = lambda config, at: simulate_pair(
-            ct, None, at, bool(at % 2), shape=SHAPE, spacing_mm=SPACING_MM, config=config
+            ct, None, at, bool(at % 2), shape=shape, spacing_mm=spacing_mm, config=config
         )
     for source, make in makers.items():
         wanted = [kind for kind in KINDS if (f"{source} {kind}", seed) not in done]
@@ -127,7 +129,8 @@ def _pair(kind: str, seed: int, good: PhantomCase | None, make) -> _Pair:  # typ
     assert case is not None
     v = case.volumes
     if kind == "wrong":
-        other = make_case(seed + 500, SHAPE, SPACING_MM, bool(seed % 2)).volumes["pct"]
+        shape, spacing_mm = SIZES[seed // 2 % 2]
+        other = make_case(seed + 500, shape, spacing_mm, bool(seed % 2)).volumes["pct"]
         # brought to the same place: nothing but the anatomy may tell them apart
         affine = other.geometry.affine.copy()
         affine[:3, 3] += v["ict"].geometry.centre_mm - other.geometry.centre_mm

@@ -20,8 +20,9 @@ def normal_equations(warped: Tensor, fixed: Tensor, weight: Tensor) -> tuple[Ten
         [9,D,H,W]: the slopes' products along 00, 11, 22, 01, 02, 12, then slope times difference along 0, 1, 2,
         each summed over the channels. The slopes are the mean of both images' (Vercauteren et al. 2009).
     """
-    depth, height, width, _channels = fixed.shape
+    depth, height, width, channels = fixed.shape
     out = fixed.new_empty(9, depth, height, width)
+    ones = fixed.new_ones(channels)
     planes = max(1, 2 * SLAB_VOXELS // (height * width))
     cost = 0.0
     for start in range(0, depth, planes):
@@ -29,32 +30,35 @@ def normal_equations(warped: Tensor, fixed: Tensor, weight: Tensor) -> tuple[Ten
         low, high = max(0, start - 1), min(depth, stop + 1)
         residual = fixed[start:stop] - warped[start:stop]
         mean = warped[low:high] + fixed[low:high]
-        slopes = [_slope(mean, axis)[start - low : stop - low] for axis in range(3)]
-        weighted = residual * weight[start:stop]
-        cost += float((weighted * residual).sum())
-        for row, slope in enumerate(slopes):
-            torch.sum(slope * weighted, -1, out=out[6 + row, start:stop])
-        root = weight[start:stop].sqrt()
-        slopes = [slope * root for slope in slopes]
-        for row, (a, b) in enumerate(_PRODUCTS):
-            torch.sum(slopes[a] * slopes[b], -1, out=out[row, start:stop])
+        # of both images' sum over two voxels: four times the slope of their mean
+        rise = [_rise(mean, 0)[start - low : stop - low], *(_rise(mean[start - low : stop - low], a) for a in (1, 2))]
+        scratch, here = torch.empty_like(residual), weight[start:stop, :, :, 0]
+
+        def summed(first: Tensor, second: Tensor, scratch: Tensor = scratch) -> Tensor:
+            # a product with ones: twice as fast as a sum over so few channels
+            return torch.mv(torch.mul(first, second, out=scratch).view(-1, channels), ones)
+
+        for row, (first, second) in enumerate(_PRODUCTS):
+            torch.mul(summed(rise[first], rise[second]).view(here.shape), here / 16, out=out[row, start:stop])
+        for axis in range(3):
+            torch.mul(summed(rise[axis], residual).view(here.shape), here / 4, out=out[6 + axis, start:stop])
+        cost += float((summed(residual, residual).view(here.shape) * here).sum())
     return out, cost
 
 
 _PRODUCTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
-def _slope(twice: Tensor, axis: int) -> Tensor:
-    """Central differences of half of (D,H,W,C) along an axis; half of the one-sided one at the border."""
-    n = twice.shape[axis]
-    slope = torch.zeros_like(twice)
-    if n > 2:
-        inner = slope.narrow(axis, 1, n - 2)
-        torch.sub(twice.narrow(axis, 2, n - 2), twice.narrow(axis, 0, n - 2), out=inner)
-    if n > 1:
-        slope.narrow(axis, 0, 1).copy_(twice.narrow(axis, 1, 1)).sub_(twice.narrow(axis, 0, 1))
-        slope.narrow(axis, n - 1, 1).copy_(twice.narrow(axis, n - 1, 1)).sub_(twice.narrow(axis, n - 2, 1))
-    return slope.mul_(0.25)
+def _rise(image: Tensor, axis: int) -> Tensor:
+    """The next voxel's values less the one's before, (D,H,W,C) along an axis; beyond the border the image goes on."""
+    last = image.shape[axis] - 1
+    rise = torch.empty_like(image)
+    if last == 0:
+        return rise.zero_()
+    torch.sub(image.narrow(axis, 2, last - 1), image.narrow(axis, 0, last - 1), out=rise.narrow(axis, 1, last - 1))
+    torch.sub(image.narrow(axis, 1, 1), image.narrow(axis, 0, 1), out=rise.narrow(axis, 0, 1))
+    torch.sub(image.narrow(axis, last, 1), image.narrow(axis, last - 1, 1), out=rise.narrow(axis, last, 1))
+    return rise
 
 
 def adjugate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
