@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hepalign.config import load_config, with_settings
+from hepalign.evaluation.variants import TRAINED_ABLATIONS
 from hepalign.tracking.gate import read_policy
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,14 @@ def test_a_config_loads_and_states_command_time_and_score(path: Path) -> None:
     assert (config.search is not None) == (command[1] == "tune")
     for start in config.search.start if config.search else []:
         with_settings(config, start)
+
+
+@pytest.mark.parametrize("name", TRAINED_ABLATIONS)
+def test_a_trained_ablation_differs_from_the_release_in_what_it_says(name: str) -> None:
+    stage, changes = TRAINED_ABLATIONS[name]
+    path = ROOT / "jobs/configs" / f"{stage}.yaml"
+    of_release, changed = (load_config(stage, path, words).model_dump() for words in ([], changes.split()))
+    assert changed != of_release
 
 
 def test_the_three_stages_have_demo_and_smoke_configs() -> None:

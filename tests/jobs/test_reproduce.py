@@ -1,7 +1,8 @@
-"""The recipe of the starter release, whole, in a tiny setting."""
+"""The recipes of the starter release and of the trained ablations, whole, in a tiny setting."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,46 @@ TINY = {
 }
 
 
+def tiny(stage: str, path: Path, words: list[str]) -> RunConfig:
+    """The configuration with settings that train for a second or two."""
+    short = ["training.epochs=1", "training.steps_per_epoch=2", "workers.count=0"]
+    return load_config(stage, path, [*words, *TINY[stage], *short])
+
+
+@pytest.mark.slow
+def test_the_ablations_are_trained_and_named_as_evaluate_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("ablations", "jobs/ablations.py")
+    assert spec is not None
+    assert spec.loader is not None
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    monkeypatch.setattr(job, "load_config", tiny)
+    monkeypatch.setattr(recipe, "SHAPE", (48, 48, 48))
+    monkeypatch.setattr(recipe, "SPACING_MM", 7.0)
+    monkeypatch.setattr(recipe, "PHANTOMS", (4, 1))
+    monkeypatch.setattr(recipe, "RANDOMISED", (1, 11))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("HEPALIGN_REAL_DATA", raising=False)
+    monkeypatch.setattr("sys.argv", ["ablations.py", "conv", "pconv-no-prior", "--out", str(tmp_path)])
+
+    assert job.main() == 0
+    words = [line.removeprefix("--ablate ") for line in capsys.readouterr().out.splitlines() if "--ablate" in line]
+    assert [word.partition("=")[0] for word in words] == ["conv", "pconv-no-prior"]
+    kinds = []
+    for word in words:
+        stage, _, folder = word.partition("=")[2].partition(":")
+        described = json.loads((Path(folder) / f"{stage}.json").read_text(encoding="utf-8"))
+        assert described["config"]["prior"] is False
+        kinds.append(described["kind"])
+    assert len(set(kinds)) == 2
+
+
 @pytest.mark.slow
 def test_the_recipe_runs_to_the_gate_and_says_without_real_data_that_it_learns_from_phantoms_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def tiny(stage: str, path: Path, words: list[str]) -> RunConfig:
-        short = ["training.epochs=1", "training.steps_per_epoch=2", "workers.count=0"]
-        return load_config(stage, path, [*words, *TINY[stage], *short])
-
     gated: dict[str, Any] = {}
     monkeypatch.setattr(recipe, "load_config", tiny)
     monkeypatch.setattr(recipe, "promote", lambda release, **words: gated.update(words, release=release))

@@ -39,11 +39,12 @@ class Absent:
     reason: str
 
 
-# The paper's ablations that need weights of their own: name -> what to train (the settings beside the release's).
+# The paper's ablations that need weights of their own: name -> what to train (the settings beside the release's); the
+# kinds of convolution are compared without a prior. `jobs/ablations.py` trains them.
 TRAINED_ABLATIONS = {
     "cyclegan": ("synthesis", "losses.mutual_information=0"),
-    "conv": ("inpainting", "kind=conv-unet"),
-    "gated": ("inpainting", "kind=gated-unet"),
+    "conv": ("inpainting", "kind=conv-unet net.prior=false"),
+    "gated": ("inpainting", "kind=gated-unet net.prior=false"),
     "pconv-no-prior": ("inpainting", "net.prior=false"),
 }
 
