@@ -174,21 +174,6 @@ class Levels:
             return 0.0
         return float(np.percentile((costs[inside] / share[inside].clamp_min(1e-3)).numpy(), 95))
 
-    def bone_disagreement(self, residual: Tensor) -> float | None:
-        """1 less the overlap (Dice of shares) of both CTs' bone under a residual; None for an MR, or without bone.
-
-        Any soft tissue can be deformed onto any other; the bones of another patient stay where they are.
-        """
-        if self.pair.modality == "mr":
-            return None
-        moving, fixed = (
-            to_rows(F.avg_pool3d((unit > BONE_UNIT).float(), 2)) for unit in (self.pair.moving, self.pair.fixed)
-        )
-        seen = read_at(moving, index_rows(fixed.shape) + residual)
-        weight = self.half[2]
-        total = float(((seen + fixed) * weight).sum())
-        return None if total == 0 else 1 - 2 * float((torch.minimum(seen, fixed) * weight).sum()) / total
-
     def _differences(self, residual: Tensor) -> Tensor:
         moving, fixed, _ = self.half
         warped = read_at(moving, index_rows(fixed.shape) + residual)

@@ -1,9 +1,9 @@
 """Whether a registration may be used: accept, review or reject, with reasons.
 
 The heart of it is an expected error in mm: what a registration shows of itself (how well the images agree at the end,
-on average, in bone, and where they agree least; whether the way back agrees; how far the field wanders from other
-starts; how much it strains the tissue), weighed by a regression on cases whose error is known. `benchmarks/quality.py`
-fits it and its limits, writes `quality.json`, and judges both on other cases.
+on average and where they agree least; whether the way back agrees; how far the field wanders from other starts; how
+much it strains the tissue), weighed by a regression on cases whose error is known. `benchmarks/quality.py` fits it and
+its limits, writes `quality.json`, and judges both on other cases.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ HIDDEN_SHARE = 0.5
 MODEL_FILE = "quality.json"
 # Below these a measure says no more.
 FLOORS = {
-    "disagreement": 1e-3, "worst_disagreement": 1e-3, "bone_disagreement": 0.5, "inverse_consistency_mm": 0.05,
-    "spread_mm": 0.05, "strain": 0.01,
+    "disagreement": 1e-3, "worst_disagreement": 1e-3, "inverse_consistency_mm": 0.05, "spread_mm": 0.05, "strain": 0.01,
 }  # fmt: skip
 
 
@@ -52,7 +51,6 @@ class Evidence:
     Args:
         similarity_after: 1 less the mean squared MIND-SSC difference in soft tissue, under the field.
         worst_similarity: the same where it is worst (5th percentile over some centimetres).
-        bone_disagreement: 1 less the overlap of both CTs' bone.
         inverse_consistency_mm: mean gap of there and back.
         spread_mm: mean spread of the fields reached from other starts.
         strain: mean |log| of the volume change in soft tissue.
@@ -67,7 +65,6 @@ class Evidence:
 
     similarity_after: float
     worst_similarity: float
-    bone_disagreement: float | None
     inverse_consistency_mm: float
     spread_mm: float
     strain: float
@@ -84,8 +81,6 @@ class Evidence:
         values = {
             "disagreement": 1 - self.similarity_after,
             "worst_disagreement": 1 - self.worst_similarity,
-            # without bone in sight nothing speaks for another patient
-            "bone_disagreement": self.bone_disagreement or 0.0,
             "inverse_consistency_mm": self.inverse_consistency_mm,
             "spread_mm": self.spread_mm,
             "strain": self.strain,

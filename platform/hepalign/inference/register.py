@@ -233,7 +233,6 @@ def _evidence(
     return Evidence(
         similarity_after=1 - levels.cost(residual),
         worst_similarity=1 - levels.worst_cost(residual),
-        bone_disagreement=levels.bone_disagreement(residual),
         inverse_consistency_mm=levels.inverse_consistency_mm(residual),
         spread_mm=float((spread_mm * weight).sum() / weight.sum().clamp_min(1)),
         strain=levels.strain(residual),

@@ -47,23 +47,6 @@ def test_coarse_cts_are_matched_on_a_coarser_grid_and_an_mr_is_not() -> None:
     assert spacings_mm["mr"] == pytest.approx(WORK_SPACING_MM, rel=0.1)
 
 
-def test_bone_that_lies_elsewhere_disagrees() -> None:
-    shifted = (BONE[0], BONE[1], slice(BONE[2].start - 6, BONE[2].stop - 6))
-    moving = with_block(scan(0), BONE, 700.0)
-    found = [Levels(make_pair(moving, with_block(scan(1), block, 700.0), np.eye(4), None)) for block in (BONE, shifted)]
-    still = torch.zeros(*found[0].half_shape, 3)
-    assert found[0].bone_disagreement(still) == pytest.approx(0.0, abs=1e-3)
-    assert found[1].bone_disagreement(still) == pytest.approx(0.5, abs=1e-3)
-    # three voxels of the features' grid along the last axis
-    assert found[1].bone_disagreement(still + torch.tensor([0.0, 0.0, 3.0])) == pytest.approx(0.0, abs=1e-3)
-
-
-def test_of_images_without_bone_or_an_mr_nothing_is_said_of_bone() -> None:
-    for modality in ("ct", "mr"):
-        levels = Levels(make_pair(scan(0), scan(1), np.eye(4), None, modality))
-        assert levels.bone_disagreement(torch.zeros(*levels.half_shape, 3)) is None
-
-
 def test_the_network_sees_no_probe() -> None:
     moving, fixed, mask = scan(0), scan(1), np.zeros(GRID.shape, bool)
     mask[HOLE] = True

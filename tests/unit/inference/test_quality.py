@@ -22,7 +22,6 @@ from hepalign.inference.quality import (
 GOOD = {
     "similarity_after": 0.985,
     "worst_similarity": 0.97,
-    "bone_disagreement": 0.55,
     "inverse_consistency_mm": 0.4,
     "spread_mm": 0.5,
     "liver_dice": 0.95,
@@ -74,24 +73,12 @@ def test_the_fitted_model_knows_its_measures_and_expects_more_of_worse_evidence(
     worse = {
         "similarity_after": 0.9,
         "worst_similarity": 0.8,
-        "bone_disagreement": 0.9,
         "inverse_consistency_mm": 6.0,
         "spread_mm": 6.0,
         "strain": 0.6,
     }
     assert model.expected_error_mm(Evidence(**{**GOOD, **worse})) > model.expected_error_mm(Evidence(**GOOD))
     assert model.review_mm <= model.reject_mm
-
-
-def test_bones_apart_speak_of_another_patient_and_no_bones_of_none() -> None:
-    model = error_model("ct")
-    assert model.weights["bone_disagreement"] > 0
-    expected_mm = [
-        model.expected_error_mm(Evidence(**{**GOOD, "bone_disagreement": value})) for value in (None, 0.2, 0.55, 0.9)
-    ]
-    assert expected_mm == sorted(expected_mm)
-    assert expected_mm[0] == expected_mm[1]
-    assert expected_mm[2] < expected_mm[3]
 
 
 def test_dice_and_hidden_share() -> None:
