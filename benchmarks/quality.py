@@ -92,6 +92,7 @@ def main() -> None:
         path = Path(quality.__file__).with_name(quality.MODEL_FILE)
         models = json.loads(path.read_text(encoding="utf-8")) | {"ct": model.model_dump()}
         path.write_text(json.dumps(models, indent=2) + "\n", encoding="utf-8")
+        quality.error_model.cache_clear()
         rows = [_judged(row, model) for row in rows]
     state(rows)
 
