@@ -50,7 +50,7 @@ _PRODUCTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
 def _rise(image: Tensor, axis: int) -> Tensor:
-    """The next voxel's values less the one's before, (D,H,W,C) along an axis; beyond the border the image goes on."""
+    """The next voxel's values less the one's before, (D,H,W,C) along an axis; beyond the border it goes on level."""
     last = image.shape[axis] - 1
     rise = torch.empty_like(image)
     if last == 0:
