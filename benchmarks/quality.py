@@ -35,8 +35,7 @@ from hepalign.transform import linear
 from scene import release
 from timing import single
 
-# Coarse and finer images in turn: they are matched on grids of their own.
-SIZES = (((96, 96, 72), 3.7), ((128, 128, 96), 2.8))
+SHAPE, SPACING_MM = (96, 96, 72), 3.7
 KINDS = ("good", "beyond", "start", "artefact", "wrong")
 POOR_MM = 5.0
 # An image of another patient has no error; in the fit it counts as this much.
@@ -91,6 +90,7 @@ def main() -> None:
         path = Path(quality.__file__).with_name(quality.MODEL_FILE)
         models = json.loads(path.read_text(encoding="utf-8")) | {"ct": model.model_dump()}
         path.write_text(json.dumps(models, indent=2) + "\n", encoding="utf-8")
+        # the figures are the new model's
         quality.error_model.cache_clear()
         rows = [_judged(row, model) for row in rows]
     state(rows)
@@ -108,12 +108,11 @@ class _Pair:
 def _pairs(seed: int, done: set[tuple[str, int]]) -> Iterator[tuple[str, _Pair]]:
     """The pairs of a seed that are not done yet."""
     real = os.environ.get("HEPALIGN_REAL_DATA")
-    shape, spacing_mm = SIZES[seed // 2 % 2]
-    makers = {"phantom": lambda config, at: make_case(at, shape, spacing_mm, bool(at % 2), config)}
+    makers = {"phantom": lambda config, at: make_case(at, SHAPE, SPACING_MM, bool(at % 2), config)}
     if real:
         ct = read_nifti(Path(real) / "liver-ct/totalsegmentator/ct.nii.gz")
         makers["real"] = lambda config, at: simulate_pair(
-            ct, None, at, bool(at % 2), shape=shape, spacing_mm=spacing_mm, config=config
+            ct, None, at, bool(at % 2), shape=SHAPE, spacing_mm=SPACING_MM, config=config
         )
     for source, make in makers.items():
         wanted = [kind for kind in KINDS if (f"{source} {kind}", seed) not in done]
@@ -130,8 +129,7 @@ def _pair(kind: str, seed: int, good: PhantomCase | None, make) -> _Pair:  # typ
     assert case is not None
     v = case.volumes
     if kind == "wrong":
-        shape, spacing_mm = SIZES[seed // 2 % 2]
-        other = make_case(seed + 500, shape, spacing_mm, bool(seed % 2)).volumes["pct"]
+        other = make_case(seed + 500, SHAPE, SPACING_MM, bool(seed % 2)).volumes["pct"]
         # brought to the same place: nothing but the anatomy may tell them apart
         affine = other.geometry.affine.copy()
         affine[:3, 3] += v["ict"].geometry.centre_mm - other.geometry.centre_mm

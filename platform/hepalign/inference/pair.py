@@ -22,10 +22,8 @@ from hepalign.inference.sampling import Places, from_rows, index_rows, read_at, 
 from hepalign.inference.uncertainty import start_spread
 from hepalign.inference.workgrid import (
     SHAPE_MULTIPLE,
-    WORK_SPACING_MM,
     canonical,
     coarsened,
-    ct_work_spacing_mm,
     full_field,
     on_work_grid,
     resized,
@@ -103,8 +101,7 @@ def make_pair(
     modality: Modality = "ct",
 ) -> Pair:
     """Both images around the fixed body, the moving one resampled through the affine map once."""
-    # an MR's tumours need the finer grid even where the CT is coarse
-    whole = work_geometry(fixed.geometry, ct_work_spacing_mm(fixed.geometry) if modality == "ct" else WORK_SPACING_MM)
+    whole = work_geometry(fixed.geometry)
     fixed_unit = soft_tissue(on_work_grid(fixed, whole))
     box = body_box(fixed_unit)
     i, j, k = (part.stop - part.start for part in box)

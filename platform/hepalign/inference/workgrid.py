@@ -1,8 +1,7 @@
 """The grid that registration works on, and the way back to the fixed image's own.
 
 Whatever the images' resolution, matching happens on a canonical (RAS-ordered) grid of about 2.8 mm over the fixed
-image's box (up to 3.3 mm for coarser images), in soft-tissue unit intensities; only the finished field is brought to
-full resolution.
+image's box, in soft-tissue unit intensities; only the finished field is brought to full resolution.
 """
 
 from __future__ import annotations
@@ -22,9 +21,6 @@ from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField
 
 WORK_SPACING_MM = 2.8
-# A CT that is coarser than this along every axis is matched on voxels of this share of its own, up to the coarsest:
-# measured on development phantoms of 3.8 mm, a third less time for 0.04 mm (`refine`) and 0.2 mm (`fast`).
-COARSE_SHARE, COARSEST_MM = 0.87, 3.3
 # The network halves its input four times.
 SHAPE_MULTIPLE = 16
 MAX_WORK_VOXELS = 3_000_000
@@ -75,11 +71,6 @@ def canonical(volume: Volume) -> Volume:
     """The volume with its axes in RAS order (a view of its voxels)."""
     axes = Axes.of(volume.geometry)
     return Volume(axes.apply(np.asarray(volume.data)), axes.geometry(volume.geometry))
-
-
-def ct_work_spacing_mm(fixed: Geometry) -> float:
-    """What two CTs are matched at: not much finer than the fixed one is."""
-    return min(max(WORK_SPACING_MM, COARSE_SHARE * min(fixed.spacing_mm)), COARSEST_MM)
 
 
 def work_geometry(fixed: Geometry, spacing_mm: float = WORK_SPACING_MM) -> Geometry:
