@@ -1,7 +1,7 @@
 """Train the ablations that need weights of their own, on the cohorts that the starter release was trained on.
 
 Command: python jobs/ablations.py [NAME …] [--out runs/reproduce]
-Expected time: a quarter of an hour on a CPU core for each inpainting network, the synthesis as its config says; interrupted,
+Expected time: 15 minutes of a CPU core for each inpainting network, for the synthesis what its config says; interrupted,
 it goes on where it stopped. Then: hepalign evaluate COHORT --ablate NAME=STAGE:FOLDER, as it prints.
 With HEPALIGN_REAL_DATA it trains on what `make reproduce` trains on with it; without, on phantoms alone.
 """
