@@ -1,8 +1,8 @@
 """Train the ablations that need weights of their own, on the cohorts that the starter release was trained on.
 
 Command: python jobs/ablations.py [NAME …] [--out runs/reproduce]
-Expected time: 15 minutes of a CPU core for each inpainting network, for the synthesis what its config says; interrupted,
-it goes on where it stopped. Then: hepalign evaluate COHORT --ablate NAME=STAGE:FOLDER, as it prints.
+Expected time: 15 minutes of a CPU core for each inpainting network, for the synthesis what its config says; broken off,
+it goes on where it stood. Then: hepalign evaluate COHORT --ablate NAME=STAGE:FOLDER, as it prints.
 With HEPALIGN_REAL_DATA it trains on what `make reproduce` trains on with it; without, on phantoms alone.
 """
 
