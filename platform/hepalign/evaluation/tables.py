@@ -24,7 +24,9 @@ FIELD_METRICS = {
     "seconds": False, "peak_memory_mb": False, "folding_fraction": False, "sd_log_jacobian": False,
     "inverse_consistency_mm": False,
 }  # fmt: skip
-HOLE_METRICS = {"dense_tre_mm": False}
+# Beside the structures: the liver's part in the hole, and the body where no liver is known.
+REGIONS = ("hole", "body")
+REGION_METRICS = {"dense_tre_mm": False}
 IMAGE_METRICS = {
     "synthesis": {"mae_hu": False, "psnr_db": True, "ssim": True, "edge_drift_mm": False, "liver_boundary_mm": False},
     "inpainting": {
@@ -38,7 +40,8 @@ TABLE_COLUMNS = (
 )  # fmt: skip
 CASE_COLUMNS = (
     "case", "patient", "split", "pair", "method", "family", "status", "message", "seconds", "peak_memory_mb",
-    *(f"{s}_{m}" for s in STRUCTURES for m in STRUCTURE_METRICS), "hole_dense_tre_mm",
+    *(f"{s}_{m}" for s in STRUCTURES for m in STRUCTURE_METRICS),
+    *(f"{region}_{metric}" for region in REGIONS for metric in REGION_METRICS),
     "folding_fraction", "sd_log_jacobian", "jacobian_min", "jacobian_max", "inverse_consistency_mm", "quality", "steps",
 )  # fmt: skip
 
@@ -64,7 +67,7 @@ def collect(records: Sequence[Record], methods: Mapping[str, str]) -> dict[str, 
         tries = {name: sum(row["method"] == name for row in here) for name in methods}
         failed = {name: sum(r["method"] == name and r["status"] == "failed" for r in here) for name in methods}
         groups = [(structure, f"{structure}_", STRUCTURE_METRICS) for structure in STRUCTURES]
-        groups += [("hole", "hole_", HOLE_METRICS), ("field", "", FIELD_METRICS)]
+        groups += [*((region, f"{region}_", REGION_METRICS) for region in REGIONS), ("field", "", FIELD_METRICS)]
         for structure, prefix, metrics in groups:
             for metric, larger in metrics.items():
                 values = {

@@ -25,8 +25,9 @@ from hepalign.inference.workgrid import coarsened, resized
 from hepalign.losses.similarity import mind_ssc
 from hepalign.transform.linear import about, rotation, translation
 
-SEARCH_SPACING_MM = 16.0
-LEVELS_MM = (11.0, 6.0)
+# Fields of view below this (the cube root of their volume) are looked at more finely, in proportion; measured on ten
+# crops of 9 to 20 cm around tumours of limbs, MR to CT, the start errs by 7.8 mm instead of 11.4.
+WHOLE_MM, LEAST_SCALE = 220.0, 0.4
 # Air, lung, soft tissue and bone all show; dense metal does not dominate.
 AFFINE_WINDOW_HU = (-1000.0, 400.0)
 MIN_OVERLAP = 0.25
@@ -82,10 +83,28 @@ class _Level:
 
 
 @dataclass(frozen=True)
+class _Pyramid:
+    """Voxels of the search, of the rigid fit and of the affine one."""
+
+    search_mm: float = 16.0
+    coarse_mm: float = 11.0
+    fine_mm: float = 6.0
+
+    @classmethod
+    def of(cls, moving: Geometry, fixed: Geometry) -> _Pyramid:
+        """For the smaller field of view of the two."""
+        width_mm = min(float(np.cbrt(np.prod(grid.extent_mm))) for grid in (moving, fixed))
+        scale = min(max(width_mm / WHOLE_MM, LEAST_SCALE), 1.0)
+        whole = cls()
+        return cls(scale * whole.search_mm, scale * whole.coarse_mm, scale * whole.fine_mm)
+
+
+@dataclass(frozen=True)
 class _Views:
     """Two images as they are compared, unit-scaled and coarse.
 
     Args:
+        pyramid: how coarse.
         moving: by Gauss-Newton, as MIND-SSC.
         fixed: the same.
         moving_search: by correlation, in the search.
@@ -94,6 +113,7 @@ class _Views:
         fixed_valid: where the fixed image may be trusted; on any grid of the same box.
     """
 
+    pyramid: _Pyramid
     moving: Volume
     fixed: Volume
     moving_search: Volume
@@ -118,8 +138,9 @@ def affine_start(moving: Volume, fixed: Volume, *, fixed_valid: Volume | None = 
         BadInputError: `no_overlap` when the two fields of view do not meet.
     """
     require_overlap(moving.geometry, fixed.geometry)
-    seen = [_unit_ct(coarsened(image, LEVELS_MM[1]), AFFINE_WINDOW_HU) for image in (moving, fixed)]
-    return _aligned(_Views(seen[0], seen[1], seen[0], seen[1], intensity=True, fixed_valid=fixed_valid))
+    pyramid = _Pyramid.of(moving.geometry, fixed.geometry)
+    seen = [_unit_ct(coarsened(image, pyramid.fine_mm), AFFINE_WINDOW_HU) for image in (moving, fixed)]
+    return _aligned(_Views(pyramid, seen[0], seen[1], seen[0], seen[1], intensity=True, fixed_valid=fixed_valid))
 
 
 def affine_start_mr(moving: Volume, fixed: Volume) -> AffineStart:
@@ -134,10 +155,11 @@ def affine_start_mr(moving: Volume, fixed: Volume) -> AffineStart:
     """
     require_overlap(moving.geometry, fixed.geometry)
     scaled, _ = normalise_mr(moving)
-    mr, ct = coarsened(moving.with_data(scaled), LEVELS_MM[1]), coarsened(fixed, LEVELS_MM[1])
+    pyramid = _Pyramid.of(moving.geometry, fixed.geometry)
+    mr, ct = (coarsened(image, pyramid.fine_mm) for image in (moving.with_data(scaled), fixed))
     bodies = [_two_valued(mr, MR_BODY_UNIT), _two_valued(ct, CT_BODY_HU)]
     seen = _unit_ct(ct, SOFT_TISSUE_WINDOW_HU)
-    return _aligned(_Views(mr, seen, bodies[0], bodies[1], intensity=False, fixed_valid=None))
+    return _aligned(_Views(pyramid, mr, seen, bodies[0], bodies[1], intensity=False, fixed_valid=None))
 
 
 def _unit_ct(volume: Volume, window_hu: tuple[float, float]) -> Volume:
@@ -149,10 +171,10 @@ def _two_valued(volume: Volume, threshold: float) -> Volume:
 
 
 def _aligned(views: _Views) -> AffineStart:
-    starts = _search(views.moving_search, views.fixed_search)
+    starts = _search(views.moving_search, views.fixed_search, views.pyramid.search_mm)
     best = min((_rigid(_Turned.of(views, start), views) for start in starts), key=lambda found: found.cost)
     matrix, _ = _gauss_newton(best.level, best.matrix, steps=STEPS[0], rigid=False)
-    fine = _level(best.turned, LEVELS_MM[1], views)
+    fine = _level(best.turned, views.pyramid.fine_mm, views)
     matrix, cost = _gauss_newton(fine, matrix, steps=STEPS[1], rigid=False)
     return AffineStart(best.turned.start @ matrix, 1.0 - cost)
 
@@ -171,7 +193,7 @@ class _Turned:
         fixed = views.fixed.geometry
         i, j, k = (n + 2 * PADDING for n in fixed.shape)
         onto = fixed.crop((-PADDING, -PADDING, -PADDING), (i, j, k))
-        unit, geometry = _coarse(views.moving, LEVELS_MM[1])
+        unit, geometry = _coarse(views.moving, views.pyramid.fine_mm)
         values, inside = _resampled(unit, geometry, onto, start)
         return cls(values[None, None], inside[None, None], onto, start)
 
@@ -187,7 +209,7 @@ class _Rigid:
 
 
 def _rigid(turned: _Turned, views: _Views) -> _Rigid:
-    level = _level(turned, LEVELS_MM[0], views)
+    level = _level(turned, views.pyramid.coarse_mm, views)
     return _Rigid(turned, level, *_gauss_newton(level, np.eye(4), steps=STEPS[0], rigid=True))
 
 
@@ -217,7 +239,7 @@ def _level(turned: _Turned, spacing_mm: float, views: _Views) -> _Level:
     keep = (weight[0, 0] > 0.05).nonzero()
     keep = keep[:: max(1, len(keep) // MAX_POINTS)]
     at = (keep[:, 0], keep[:, 1], keep[:, 2])
-    factor = max(1.0, spacing_mm / LEVELS_MM[1])
+    factor = max(1.0, spacing_mm / views.pyramid.fine_mm)
     i, j, k = (max(1, round(n / factor)) for n in turned.geometry.shape)
     features = views.features(resized(turned.unit, (i, j, k)))[0]
     slopes = torch.gradient(features, dim=(1, 2, 3))
@@ -231,15 +253,15 @@ def _level(turned: _Turned, spacing_mm: float, views: _Views) -> _Level:
     )
 
 
-def _search(moving: Volume, fixed: Volume) -> list[NDArray[np.float64]]:
+def _search(moving: Volume, fixed: Volume, spacing_mm: float) -> list[NDArray[np.float64]]:
     """The best starts over orientations x every translation, by masked correlation at a very coarse level.
 
     A patient who lies as before is found at once; only a poor correlation opens the search over orientations.
     """
-    fixed_unit, grid = _coarse(fixed, SEARCH_SPACING_MM)
-    moving_unit, moving_grid = _coarse(moving, SEARCH_SPACING_MM)
+    fixed_unit, grid = _coarse(fixed, spacing_mm)
+    moving_unit, moving_grid = _coarse(moving, spacing_mm)
     extent = max(*grid.extent_mm, *moving_grid.extent_mm)
-    cube = _centred(Geometry.from_spacing((int(np.ceil(extent / SEARCH_SPACING_MM)),) * 3, SEARCH_SPACING_MM), grid)
+    cube = _centred(Geometry.from_spacing((int(np.ceil(extent / spacing_mm)),) * 3, spacing_mm), grid)
     target = _Spectra.of(*_resampled(fixed_unit, grid, cube, np.eye(4)))
     found: list[tuple[float, NDArray[np.float64]]] = []
     for turn in _ORIENTATIONS_DEG:
@@ -247,7 +269,7 @@ def _search(moving: Volume, fixed: Volume) -> list[NDArray[np.float64]]:
         base[:3, 3] += moving_grid.centre_mm - grid.centre_mm
         score, shift = _best_translation(target, _Spectra.of(*_resampled(moving_unit, moving_grid, cube, base)))
         # source(x + shift) matches target(x), and source(x) = moving(base(x))
-        found.append((score, base @ translation(np.asarray(shift) * SEARCH_SPACING_MM)))
+        found.append((score, base @ translation(np.asarray(shift) * spacing_mm)))
         if score > SURE_SCORE and len(found) == 1:
             break
     found.sort(key=lambda item: -item[0])

@@ -49,6 +49,17 @@ def test_an_mr_is_found_by_its_body_and_structure_alone() -> None:
     assert error_mm(ct, start.matrix, truth) < 4.0
 
 
+def test_a_small_field_of_view_is_looked_at_more_finely() -> None:
+    """All that is true of the image above, at a quarter of its size."""
+    ct = body_ct(3, BIG, 2.0)
+    truth = rotation((8, -5, 6))
+    truth[:3, 3] += (5, -4, 3)
+    hu = ct.as_float()
+    mr = ct.with_data(np.where(hu > -500, 400 - np.clip(hu, -150, 300), 0).astype(np.float32))
+    assert error_mm(ct, affine_start_mr(moved(mr, truth), ct).matrix, truth) < 1.0
+    assert error_mm(ct, affine_start(moved(ct, truth), ct).matrix, truth) < 0.5
+
+
 def test_images_that_lie_apart_are_refused() -> None:
     ct = body_ct(3, BIG, 8.0)
     far = np.eye(4)

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from hepalign.cases.manifest import Manifest
+from hepalign.cases.phantom.acquire import AIR_HU
+from hepalign.cases.sources.moved import draw_move, moved_ct, moved_mask
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import UsageError
 from hepalign.image.nifti import read_nifti
@@ -27,7 +29,6 @@ LIVER_CTS = {
     "totalsegmentator": {"source": "wasserth/TotalSegmentator tests", "licence": "Apache-2.0"},
 }
 CHAOS_LIVER = 1
-AIR_HU = -1000.0
 
 
 def sarcoma_cohort(real_data: Path, out: Path | str, *, seed: int = 0) -> Manifest:
@@ -49,6 +50,32 @@ def sarcoma_cohort(real_data: Path, out: Path | str, *, seed: int = 0) -> Manife
             volumes |= _present(f"{role}_tumour", folder / f"{name}.nii.gz")
         name = folder.name.lower().replace("_", "-")
         writer.add(name, name, volumes=volumes, attributes=SARCOMA)
+    return writer.finish(seed=seed)
+
+
+def moved_sarcoma_cohort(real_data: Path, out: Path | str, *, seed: int = 0) -> Manifest:
+    """The sarcoma patients with the CT in another pose, by a known map: pairs to judge registration of MR to CT on.
+
+    What is known is exact but for the alignment upstream. The splits are those of `sarcoma_cohort`.
+
+    Args:
+        real_data: the folder of public volumes.
+        out: the cohort.
+        seed: of the splits, and the first patient's pose.
+
+    Raises:
+        UsageError: `no_such_file` where the volumes are not there.
+    """
+    writer = CohortWriter(out)
+    for number, folder in enumerate(_folders(real_data / "sarcoma-mr-ct")):
+        mr, ct = read_nifti(folder / "mr_t1.nii.gz"), read_nifti(folder / "ct.nii.gz")
+        field = draw_move(ct.geometry, seed + number)
+        volumes = {"pmr": mr, "pct": moved_ct(ct, field), "pmr_true_ct": resample(ct, mr.geometry, fill=AIR_HU)}
+        volumes |= _present("pmr_tumour", folder / "mr_tumour.nii.gz")
+        tumour = _present("pct_tumour", folder / "ct_tumour.nii.gz")
+        volumes |= {role: moved_mask(mask, field) for role, mask in tumour.items()}
+        name = folder.name.lower().replace("_", "-")
+        writer.add(name, name, volumes=volumes, fields={"truth_field_pct_from_pmr": field}, attributes=SARCOMA)
     return writer.finish(seed=seed)
 
 
