@@ -1,7 +1,8 @@
 """The grid that registration works on, and the way back to the fixed image's own.
 
 Whatever the images' resolution, matching happens on a canonical (RAS-ordered) grid of about 2.8 mm over the fixed
-image's box, in soft-tissue unit intensities; only the finished field is brought to full resolution.
+image's box (finer between an MR and a CT that show a small part of the body, ADR 0016), in soft-tissue unit
+intensities; only the finished field is brought to full resolution.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField
 
 WORK_SPACING_MM = 2.8
+# A field of view below this (the cube root of its volume) is looked at more finely, in proportion, down to these
+# shares of what suits a trunk: of the affine start's voxels, and of the work grid's (ADR 0016).
+WHOLE_MM = 220.0
+LEAST_START_SCALE, LEAST_WORK_SCALE = 0.4, 0.7
 # The network halves its input four times.
 SHAPE_MULTIPLE = 16
 MAX_WORK_VOXELS = 3_000_000
@@ -71,6 +76,12 @@ def canonical(volume: Volume) -> Volume:
     """The volume with its axes in RAS order (a view of its voxels)."""
     axes = Axes.of(volume.geometry)
     return Volume(axes.apply(np.asarray(volume.data)), axes.geometry(volume.geometry))
+
+
+def view_scale(moving: Geometry, fixed: Geometry, least: float) -> float:
+    """How much finer than a trunk's the smaller of two fields of view is to be looked at: `least` … 1."""
+    width_mm = min(float(np.cbrt(np.prod(grid.extent_mm))) for grid in (moving, fixed))
+    return min(max(width_mm / WHOLE_MM, least), 1.0)
 
 
 def work_geometry(fixed: Geometry, spacing_mm: float = WORK_SPACING_MM) -> Geometry:

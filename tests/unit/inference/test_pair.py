@@ -79,6 +79,16 @@ def test_bone_of_either_ct_counts_little_in_refinement_and_soft_tissue_in_full()
         assert soft == 1
 
 
+def test_an_mr_of_a_small_part_of_the_body_is_compared_more_finely_and_two_cts_are_not() -> None:
+    spacings = {
+        modality: np.mean(make_pair(scan(0), scan(1), np.eye(4), None, modality).work.spacing_mm)
+        for modality in ("ct", "mr")
+    }
+    assert spacings["ct"] == pytest.approx(2.8)
+    # 163 mm of field of view, where a trunk has 220 and more
+    assert spacings["mr"] == pytest.approx(2.8 * 163 / 220, rel=0.1)
+
+
 def test_the_network_is_not_asked_about_an_mr(tmp_path: Path) -> None:
     bundle = load_bundle(make_untrained_bundle(tmp_path))
     ct = scan(0)

@@ -8,7 +8,7 @@ import torch
 
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
-from hepalign.inference.workgrid import Axes, canonical, coarsened, full_field, work_geometry
+from hepalign.inference.workgrid import Axes, canonical, coarsened, full_field, view_scale, work_geometry
 from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.linear import rotation
 
@@ -20,6 +20,14 @@ def oriented(order: tuple[int, ...], signs: tuple[int, ...]) -> Geometry:
     for axis, (world, sign) in enumerate(zip(order, signs, strict=True)):
         direction[world, axis] = sign
     return Geometry.from_spacing((4, 5, 6), (2.0, 3.0, 4.0), origin_mm=(7, -8, 9), direction=direction)
+
+
+def test_the_smaller_field_of_view_says_how_finely_to_look() -> None:
+    trunk, limb, speck = (Geometry.from_spacing((40, 40, 40), spacing_mm) for spacing_mm in (9.0, 4.4, 0.5))
+    assert view_scale(trunk, trunk, 0.4) == 1
+    assert view_scale(trunk, limb, 0.4) == view_scale(limb, trunk, 0.4) == pytest.approx(176 / 220)
+    assert view_scale(limb, limb, 0.9) == 0.9
+    assert view_scale(trunk, speck, 0.4) == 0.4
 
 
 @pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
