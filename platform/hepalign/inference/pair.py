@@ -21,16 +21,15 @@ from hepalign.inference.refine import refine
 from hepalign.inference.sampling import Places, from_rows, index_rows, read_at, smooth_rows, to_rows
 from hepalign.inference.uncertainty import start_spread
 from hepalign.inference.workgrid import (
-    LEAST_WORK_SCALE,
     SHAPE_MULTIPLE,
     WORK_SPACING_MM,
     canonical,
     coarsened,
     full_field,
+    mr_work_spacing_mm,
     on_work_grid,
     resized,
     soft_tissue,
-    view_scale,
     work_geometry,
 )
 from hepalign.losses.similarity import pooled_mind, voxel_mind
@@ -105,8 +104,8 @@ def make_pair(
 ) -> Pair:
     """Both images around the fixed body, the moving one resampled through the affine map once."""
     # two CTs stay at 2.8 mm, which network and verdict know
-    finer = view_scale(moving.geometry, fixed.geometry, LEAST_WORK_SCALE) if modality == "mr" else 1.0
-    whole = work_geometry(fixed.geometry, finer * WORK_SPACING_MM)
+    spacing_mm = mr_work_spacing_mm(moving.geometry, fixed.geometry) if modality == "mr" else WORK_SPACING_MM
+    whole = work_geometry(fixed.geometry, spacing_mm)
     fixed_unit = soft_tissue(on_work_grid(fixed, whole))
     box = body_box(fixed_unit)
     i, j, k = (part.stop - part.start for part in box)

@@ -84,6 +84,12 @@ def view_scale(moving: Geometry, fixed: Geometry, least: float) -> float:
     return min(max(width_mm / WHOLE_MM, least), 1.0)
 
 
+def mr_work_spacing_mm(moving: Geometry, fixed: Geometry) -> float:
+    """What an MR is matched to a CT at: finer for small fields of view, but not finer than the CT's own voxels."""
+    finer = view_scale(moving, fixed, LEAST_WORK_SCALE) * WORK_SPACING_MM
+    return min(WORK_SPACING_MM, max(finer, float(np.cbrt(fixed.voxel_volume_mm3))))
+
+
 def work_geometry(fixed: Geometry, spacing_mm: float = WORK_SPACING_MM) -> Geometry:
     """The canonical grid over the fixed image's box with about this spacing, in multiples of 16 voxels."""
     box = Axes.of(fixed).geometry(fixed)

@@ -8,7 +8,15 @@ import torch
 
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
-from hepalign.inference.workgrid import Axes, canonical, coarsened, full_field, view_scale, work_geometry
+from hepalign.inference.workgrid import (
+    Axes,
+    canonical,
+    coarsened,
+    full_field,
+    mr_work_spacing_mm,
+    view_scale,
+    work_geometry,
+)
 from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.linear import rotation
 
@@ -28,6 +36,10 @@ def test_the_smaller_field_of_view_says_how_finely_to_look() -> None:
     assert view_scale(trunk, limb, 0.4) == view_scale(limb, trunk, 0.4) == pytest.approx(176 / 220)
     assert view_scale(limb, limb, 0.9) == 0.9
     assert view_scale(trunk, speck, 0.4) == 0.4
+    assert mr_work_spacing_mm(trunk, trunk) == 2.8
+    assert mr_work_spacing_mm(trunk, limb) == 2.8, "the CT's own voxels are no finer"
+    assert mr_work_spacing_mm(limb, speck) == pytest.approx(0.7 * 2.8)
+    assert mr_work_spacing_mm(speck, Geometry.from_spacing((60, 60, 60), 2.4)) == pytest.approx(2.4)
 
 
 @pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
