@@ -18,6 +18,12 @@ def moved(ct: Volume, matrix: np.ndarray) -> Volume:
     return Volume(ct.data, Geometry(ct.geometry.shape, matrix @ ct.geometry.affine))
 
 
+def mr_of(ct: Volume) -> Volume:
+    """Fluid bright, bone dark, lung and air black, in units of its own."""
+    hu = ct.as_float()
+    return ct.with_data(np.where(hu > -500, 400 - np.clip(hu, -150, 300), 0).astype(np.float32))
+
+
 def error_mm(ct: Volume, found: np.ndarray, truth: np.ndarray) -> float:
     points = ct.geometry.index_to_world(np.argwhere(ct.as_float() > -500)[::50])
     return float(np.linalg.norm(points @ (found - truth)[:3, :3].T + (found - truth)[:3, 3], axis=1).mean())
@@ -42,10 +48,7 @@ def test_an_mr_is_found_by_its_body_and_structure_alone() -> None:
     ct = body_ct(3, BIG, 8.0)
     truth = rotation((8, -5, 6))
     truth[:3, 3] += (20, -15, 12)
-    hu = ct.as_float()
-    # fluid bright, bone dark, lung and air black, in units of its own
-    mr = ct.with_data(np.where(hu > -500, 400 - np.clip(hu, -150, 300), 0).astype(np.float32))
-    start = affine_start_mr(moved(mr, truth), ct)
+    start = affine_start_mr(moved(mr_of(ct), truth), ct)
     assert error_mm(ct, start.matrix, truth) < 4.0
 
 
@@ -54,9 +57,7 @@ def test_a_small_field_of_view_is_looked_at_more_finely() -> None:
     ct = body_ct(3, BIG, 2.0)
     truth = rotation((8, -5, 6))
     truth[:3, 3] += (5, -4, 3)
-    hu = ct.as_float()
-    mr = ct.with_data(np.where(hu > -500, 400 - np.clip(hu, -150, 300), 0).astype(np.float32))
-    assert error_mm(ct, affine_start_mr(moved(mr, truth), ct).matrix, truth) < 1.0
+    assert error_mm(ct, affine_start_mr(moved(mr_of(ct), truth), ct).matrix, truth) < 1.0
     assert error_mm(ct, affine_start(moved(ct, truth), ct).matrix, truth) < 0.5
 
 
