@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hepalign.cases.placing import covering_grid
 from hepalign.errors import BadInputError
+from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import ct_to_unit, unit_to_ct
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
@@ -23,6 +24,10 @@ from hepalign.transform.warp import Box, bounding_box
 
 # What the network sees around the hole: enough for the rim's texture and the harmonisation, little to compute.
 MARGIN_MM = 24.0
+# An iCT coarser than the network's grid is not filled much more finely than it is: on voxels of this share of its
+# least spacing. Measured at 3.3 to 4.5 mm (five phantoms, two pairs of a real CT): RMSE in the hole 50.8 for 52.5 and
+# 18.5 for 18.1 HU, in a third of the time.
+COARSE_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def _fill(bundle: Bundle, ict: Volume, hole: NDArray[np.bool_], prior: Volume | 
     """HU at every voxel of the region."""
     net = bundle.networks["inpainting"]
     config = cast("InpaintingNetConfig", net.config)
-    grid = ict.geometry if config.spacing_mm is None else covering_grid(ict.geometry, config.spacing_mm)
+    grid = ict.geometry if config.spacing_mm is None else _fill_grid(ict.geometry, config.spacing_mm)
     device, low = device_of(net), config.window_hu[0]
 
     def unit(volume: Volume) -> Tensor:
@@ -88,6 +93,10 @@ def _fill(bundle: Bundle, ict: Volume, hole: NDArray[np.bool_], prior: Volume | 
         result = inputs[0] + (1 - mask) * result.clamp(-1, 1)
     hu = unit_to_ct(result[0, 0].cpu().numpy(), config.window_hu)
     return resample(Volume(hu, grid), ict.geometry).as_float()
+
+
+def _fill_grid(ict: Geometry, spacing_mm: float) -> Geometry:
+    return covering_grid(ict, max(spacing_mm, COARSE_SHARE * min(ict.spacing_mm)))
 
 
 def box_around(probe_mask: Volume) -> Box:

@@ -22,9 +22,9 @@ from hepalign.inference.sampling import Places, from_rows, index_rows, read_at, 
 from hepalign.inference.uncertainty import start_spread
 from hepalign.inference.workgrid import (
     SHAPE_MULTIPLE,
-    WORK_SPACING_MM,
     canonical,
     coarsened,
+    ct_work_spacing_mm,
     full_field,
     mr_work_spacing_mm,
     on_work_grid,
@@ -103,8 +103,9 @@ def make_pair(
     modality: Modality = "ct",
 ) -> Pair:
     """Both images around the fixed body, the moving one resampled through the affine map once."""
-    # two CTs stay at 2.8 mm, which network and verdict know
-    spacing_mm = mr_work_spacing_mm(moving.geometry, fixed.geometry) if modality == "mr" else WORK_SPACING_MM
+    # an MR's tumours need the finer grid even where the CT is coarse
+    mr = modality == "mr"
+    spacing_mm = mr_work_spacing_mm(moving.geometry, fixed.geometry) if mr else ct_work_spacing_mm(fixed.geometry)
     whole = work_geometry(fixed.geometry, spacing_mm)
     fixed_unit = soft_tissue(on_work_grid(fixed, whole))
     box = body_box(fixed_unit)
@@ -167,13 +168,13 @@ class Levels:
         return float(self._differences(residual).sum() / self.soft.sum().clamp_min(1))
 
     def worst_cost(self, residual: Tensor) -> float:
-        """The same where it is worst: the 95th percentile in soft tissue of its mean over some centimetres."""
+        """The same where it is worst: the 99th percentile in soft tissue of its mean over some centimetres."""
         around = torch.cat([self._differences(residual), self.soft], -1)
         costs, share = smooth_rows(around, WORST_SIGMA_VOXELS).unbind(-1)
         inside = self.soft[..., 0] > 0
         if not inside.any():
             return 0.0
-        return float(np.percentile((costs[inside] / share[inside].clamp_min(1e-3)).numpy(), 95))
+        return float(np.percentile((costs[inside] / share[inside].clamp_min(1e-3)).numpy(), 99))
 
     def _differences(self, residual: Tensor) -> Tensor:
         moving, fixed, _ = self.half

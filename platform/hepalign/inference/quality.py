@@ -1,9 +1,11 @@
 """Whether a registration may be used: accept, review or reject, with reasons.
 
-The heart of it is an expected error in mm: what a registration shows of itself (how well the images agree at the end,
-on average and where they agree least; whether the way back agrees; how far the field wanders from other starts; how
-much it strains the tissue), weighed by a regression on cases whose error is known. `benchmarks/quality.py` fits it and
-its limits, writes `quality.json`, and judges both on other cases.
+Two questions are asked of what a registration shows of itself (how well the images agree at the end, on average and
+where they agree least; whether the way back agrees; how far the field wanders from other starts; how much it strains
+the tissue): how far off it is, an expected error in mm, a regression on cases whose error is known; and whether these
+are two patients at all. The second has an answer of its own, for another patient's field may be as steady as a right
+one, and a difficult pair of one patient agree no better than two. `benchmarks/quality.py` fits both and the limits,
+writes `quality.json`, and judges them on other cases.
 """
 
 from __future__ import annotations
@@ -27,10 +29,9 @@ MARGINS_MM = (0.0, 5.0, 10.0)
 # A tumour that lies in inpainted voxels by more than this share was not seen.
 HIDDEN_SHARE = 0.5
 MODEL_FILE = "quality.json"
-# Below these a measure says no more.
-FLOORS = {
-    "disagreement": 1e-3, "worst_disagreement": 1e-3, "inverse_consistency_mm": 0.05, "spread_mm": 0.05, "strain": 0.01,
-}  # fmt: skip
+# Below these a measure says no more; a disagreement below the last.
+FLOORS = {"inverse_consistency_mm": 0.05, "spread_mm": 0.05, "strain": 0.01}
+FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Evidence:
     """What the verdict rests on; None where it was not measured.
 
     Args:
+        similarity_before: as `similarity_after`, after the affine start alone.
         similarity_after: 1 less the mean squared MIND-SSC difference in soft tissue, under the field.
-        worst_similarity: the same where it is worst (5th percentile over some centimetres).
+        worst_similarity: the same where it is worst (1st percentile over some centimetres).
         inverse_consistency_mm: mean gap of there and back.
         spread_mm: mean spread of the fields reached from other starts.
         strain: mean |log| of the volume change in soft tissue.
@@ -63,6 +65,7 @@ class Evidence:
         failed: why there is no registration.
     """
 
+    similarity_before: float
     similarity_after: float
     worst_similarity: float
     inverse_consistency_mm: float
@@ -77,15 +80,44 @@ class Evidence:
     failed: str | None = None
 
     def measures(self) -> dict[str, float]:
-        """Logarithms of what the expected error is computed from."""
+        """Logarithms of what the verdict is computed from; `gain` is by how much the field lessened disagreement."""
         values = {
+            "start_disagreement": 1 - self.similarity_before,
             "disagreement": 1 - self.similarity_after,
             "worst_disagreement": 1 - self.worst_similarity,
             "inverse_consistency_mm": self.inverse_consistency_mm,
             "spread_mm": self.spread_mm,
             "strain": self.strain,
         }
-        return {name: float(np.log(max(value, FLOORS[name]))) for name, value in values.items()}
+        logs = {name: float(np.log(max(value, FLOORS.get(name, FLOOR)))) for name, value in values.items()}
+        start = logs.pop("start_disagreement")
+        return {**logs, "gain": start - logs["disagreement"]}
+
+
+class PatientModel(BaseModel):
+    """Whether the images are of two patients: their log odds, as a weighted sum of the evidence's measures.
+
+    Args:
+        intercept: of the sum.
+        weights: by measure.
+        limit: log odds above this are those of two patients.
+        least_gain: a field that gains less than this, between images that disagree by more than the next, fits nothing.
+        most_disagreement: see `least_gain`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    intercept: float
+    weights: dict[str, float]
+    limit: float
+    least_gain: float
+    most_disagreement: float
+
+    def suspects(self, measures: Mapping[str, float]) -> bool:
+        """Whether such measures (`Evidence.measures`) are those of two patients."""
+        if measures["gain"] < self.least_gain and measures["disagreement"] > self.most_disagreement:
+            return True
+        return self.intercept + sum(weight * measures[name] for name, weight in self.weights.items()) > self.limit
 
 
 class ErrorModel(BaseModel):
@@ -97,6 +129,7 @@ class ErrorModel(BaseModel):
         review_mm: an expected error above this asks for a look.
         reject_mm: one above this forbids use.
         tumour_scale: error at a tumour over the field's spread there, as measured.
+        two_patients: the other question, where it was fitted.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -106,11 +139,15 @@ class ErrorModel(BaseModel):
     review_mm: float
     reject_mm: float
     tumour_scale: float
+    two_patients: PatientModel | None = None
 
-    def expected_error_mm(self, evidence: Evidence) -> float:
-        """What error such evidence came with."""
-        measures = evidence.measures()
+    def expected_error_mm(self, measures: Mapping[str, float]) -> float:
+        """What error such measures (`Evidence.measures`) came with."""
         return float(np.exp(self.intercept + sum(weight * measures[name] for name, weight in self.weights.items())))
+
+    def suspects_two_patients(self, measures: Mapping[str, float]) -> bool:
+        """Whether such measures are those of two patients."""
+        return self.two_patients is not None and self.two_patients.suspects(measures)
 
 
 @cache
@@ -128,9 +165,10 @@ def judge(
     model, limits = model or error_model(), limits or Limits()
     if evidence.failed is not None:
         return "reject", [evidence.failed]
+    measures = evidence.measures()
     findings = [
         # value, review and reject limit, +1 where more is worse, words
-        (model.expected_error_mm(evidence), model.review_mm, model.reject_mm, 1,
+        (model.expected_error_mm(measures), model.review_mm, model.reject_mm, 1,
          "registrations that look like this one are off by about {:.0f} mm"),
         (evidence.liver_dice, limits.liver_dice_review, limits.liver_dice_reject, -1,
          "the livers overlap with a Dice of {:.2f} only"),
@@ -142,6 +180,8 @@ def judge(
     ]  # fmt: skip
     status: Status = "accept"
     reasons = []
+    if model.suspects_two_patients(measures):
+        status, reasons = "reject", ["the images agree as those of two patients do"]
     for value, review, reject, sign, words in findings:
         if value is None or sign * value <= sign * review:
             continue

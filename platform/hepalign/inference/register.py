@@ -203,7 +203,7 @@ def deform(
     residual, field = levels.unfolded_field(still if failed else residual, matrix, fixed.geometry)
     clock.mark("field")
     spread_mm = levels.spread_mm(residual)
-    evidence = _evidence(levels, residual, spread_mm, field, moving, failed)
+    evidence = _evidence(levels, before, residual, spread_mm, field, moving, failed)
     model = error_model(modality)
     status, reasons = judge(evidence, model)
     clock.mark("quality")
@@ -216,7 +216,7 @@ def deform(
         "inverse_consistency_mm": evidence.inverse_consistency_mm,
         "similarity_before": 1 - before,
         "similarity_after": evidence.similarity_after,
-        "expected_error_mm": model.expected_error_mm(evidence),
+        "expected_error_mm": model.expected_error_mm(evidence.measures()),
         "method": "+".join(method),
     }
     return Registration(
@@ -226,11 +226,18 @@ def deform(
 
 
 def _evidence(
-    levels: Levels, residual: Tensor, spread_mm: Tensor, field: DisplacementField, moving: Volume, failed: str | None
+    levels: Levels,
+    before: float,
+    residual: Tensor,
+    spread_mm: Tensor,
+    field: DisplacementField,
+    moving: Volume,
+    failed: str | None,
 ) -> Evidence:
     determinants = jacobian_determinants(field)
     weight = levels.quarter[2]
     return Evidence(
+        similarity_before=1 - before,
         similarity_after=1 - levels.cost(residual),
         worst_similarity=1 - levels.worst_cost(residual),
         inverse_consistency_mm=levels.inverse_consistency_mm(residual),

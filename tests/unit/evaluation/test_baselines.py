@@ -10,14 +10,16 @@ import pytest
 from numpy.typing import NDArray
 
 from hepalign.errors import UsageError
-from hepalign.evaluation.baselines import BASELINES, find_baselines
+from hepalign.evaluation.baselines import BASELINES, find_baselines, greedy
 from hepalign.evaluation.baselines.correlation_ratio import correlation_ratio_cost
 from hepalign.evaluation.baselines.flirt import world_from_flirt
 from hepalign.evaluation.baselines.isolated import run_apart
 from hepalign.evaluation.baselines.prepare import prepare, start
+from hepalign.evaluation.baselines.problem import Problem
 from hepalign.evaluation.baselines.task import Registered
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
+from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.linear import rotation
 
 SHIFT_MM = np.array([7.0, -4.0, 5.0])
@@ -135,6 +137,22 @@ def test_missing_package_is_said_by_name() -> None:
     reason = replace(BASELINES["greedy-nmi"], module="no_such_package_anywhere").missing()
     assert reason is not None
     assert "no_such_package_anywhere" in reason
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_a_field_of_greedy_that_is_not_finite_gets_one_more_try(monkeypatch: pytest.MonkeyPatch, bad: int) -> None:
+    grid = Geometry.from_spacing((4, 4, 4), 2.0)
+    tries: list[str] = []
+
+    def made(problem: Problem, metric: str) -> DisplacementField:
+        tries.append(metric)
+        return DisplacementField(np.full((4, 4, 4, 3), np.nan if len(tries) <= bad else 1.0, np.float32), grid)
+
+    monkeypatch.setattr(greedy, "_registered", made)
+    image = Volume(np.zeros(grid.shape, np.float32), grid)
+    field = greedy.greedy_nmi(Problem(image, image, np.ones(grid.shape, bool), ("ct", "ct"), threads=1, seed=0))
+    assert tries == ["NMI", "NMI"]
+    assert np.isfinite(field.vectors).all() == (bad == 1)
 
 
 def test_every_peer_has_its_settings_written_down() -> None:

@@ -108,6 +108,20 @@ def test_only_the_box_around_the_hole_is_computed(hole: Volume) -> None:
     assert shapes == [(1, 1, 34, 34, 34)]
 
 
+@pytest.mark.parametrize(("voxel_mm", "grid_mm"), [(1.0, 2.0), (2.0, 2.0), (4.0, 3.4)])
+def test_a_coarse_ict_is_not_filled_much_more_finely_than_it_is(voxel_mm: float, grid_mm: float) -> None:
+    size = round(160 / voxel_mm)
+    geometry = Geometry.from_spacing((size, size, size), (voxel_mm, voxel_mm, 1.5 * voxel_mm))
+    mask = np.zeros(geometry.shape, bool)
+    mask[size // 4 : size // 2, size // 4 : size // 2, size // 4 : size // 2] = True
+    release = bundle(2.0)
+    shapes: list[torch.Size] = []
+    release.networks["inpainting"].register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+    inpaint(release, Volume(np.zeros(geometry.shape, np.int16), geometry), Volume(mask, geometry))
+    # 40 mm of hole and 24 mm of margin on either side
+    assert [n * grid_mm for n in shapes[0][2:4]] == pytest.approx([88, 88], abs=grid_mm + voxel_mm)
+
+
 def test_wrong_masks_are_refused(ict: Volume, hole: Volume) -> None:
     moved = Volume(hole.data, Geometry.from_spacing(GEOMETRY.shape, 2.0))
     with pytest.raises(BadInputError) as error:

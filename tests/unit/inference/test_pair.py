@@ -15,6 +15,7 @@ from hepalign.inference.pair import BONE_SHARE, Levels, make_pair
 from hepalign.inference.register import register
 from hepalign.inference.sampling import from_rows
 from hepalign.inference.untrained import make_untrained_bundle
+from hepalign.inference.workgrid import COARSEST_MM, WORK_SPACING_MM
 
 GRID = Geometry.from_spacing((64, 64, 48), 2.8)
 HOLE = (slice(24, 40), slice(24, 40), slice(16, 32))
@@ -33,6 +34,17 @@ def with_block(volume: Volume, block: tuple[slice, slice, slice], hu: float) -> 
     data = volume.as_float().copy()
     data[block] = hu
     return volume.with_data(data)
+
+
+def test_coarse_cts_are_matched_on_a_coarser_grid_and_an_mr_is_not() -> None:
+    coarse = Geometry.from_spacing(GRID.shape, 4.5)
+    moving, fixed = (Volume(scan(seed).as_float(), coarse) for seed in (0, 1))
+    spacings_mm = {
+        modality: float(np.mean(make_pair(moving, fixed, np.eye(4), None, modality).work.spacing_mm))
+        for modality in ("ct", "mr")
+    }
+    assert spacings_mm["ct"] == pytest.approx(COARSEST_MM, rel=0.1)
+    assert spacings_mm["mr"] == pytest.approx(WORK_SPACING_MM, rel=0.1)
 
 
 def test_the_network_sees_no_probe() -> None:

@@ -11,6 +11,7 @@ from hepalign.inference.labels import LabelMap
 from hepalign.inference.quality import (
     ErrorModel,
     Evidence,
+    PatientModel,
     dice,
     error_model,
     hidden_share,
@@ -20,6 +21,7 @@ from hepalign.inference.quality import (
 )
 
 GOOD = {
+    "similarity_before": 0.96,
     "similarity_after": 0.985,
     "worst_similarity": 0.97,
     "inverse_consistency_mm": 0.4,
@@ -36,7 +38,7 @@ MODEL = ErrorModel(intercept=np.log(10), weights={"spread_mm": 1.0}, review_mm=8
 
 
 def test_good_evidence_is_accepted_without_reasons() -> None:
-    assert MODEL.expected_error_mm(Evidence(**GOOD)) == pytest.approx(5.0)
+    assert MODEL.expected_error_mm(Evidence(**GOOD).measures()) == pytest.approx(5.0)
     assert judge(Evidence(**GOOD), MODEL) == ("accept", [])
 
 
@@ -60,6 +62,44 @@ def test_each_poor_measure_shows(changed: dict[str, object], status: str) -> Non
     assert len(reasons) == 1
 
 
+# two patients where the worst disagreement is above 0.1, or where a field gained less than a third of what there was
+PATIENTS = PatientModel(
+    intercept=-np.log(0.1),
+    weights={"worst_disagreement": 1.0},
+    limit=0.0,
+    least_gain=np.log(1.5),
+    most_disagreement=np.log(0.05),
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "suspected"),
+    [
+        ({}, False),
+        ({"worst_similarity": 0.89}, True),
+        ({"worst_similarity": 0.91}, False),
+        # they agreed already at the start, and still do: nothing to gain
+        ({"similarity_before": 0.985}, False),
+        # they agree poorly, and no better than at the start
+        ({"similarity_before": 0.93, "similarity_after": 0.94}, True),
+        # they agree poorly, but half the disagreement is gone
+        ({"similarity_before": 0.88, "similarity_after": 0.94}, False),
+    ],
+)
+def test_two_patients_are_a_question_of_their_own(changed: dict[str, float], suspected: bool) -> None:
+    evidence = Evidence(**{**GOOD, **changed})
+    status, reasons = judge(evidence, MODEL.model_copy(update={"two_patients": PATIENTS}))
+    assert (status == "reject") == suspected
+    assert [("two patients" in reason) for reason in reasons] == [True] * suspected
+    assert judge(evidence, MODEL)[0] == "accept", "the expected error knows nothing of it"
+
+
+def test_the_fitted_model_sees_two_patients_where_nothing_fits() -> None:
+    nothing_fits = {"similarity_before": 0.87, "similarity_after": 0.9, "worst_similarity": 0.8, "spread_mm": 5.0}
+    assert error_model("ct").suspects_two_patients(Evidence(**{**GOOD, **nothing_fits}).measures())
+    assert not error_model("ct").suspects_two_patients(Evidence(**GOOD).measures())
+
+
 def test_a_reject_is_never_softened_by_a_review() -> None:
     status, reasons = judge(Evidence(**{**GOOD, "spread_mm": 5.0, "liver_dice": 0.8, "uncertainty_mm": 9.0}), MODEL)
     assert status == "reject"
@@ -77,7 +117,8 @@ def test_the_fitted_model_knows_its_measures_and_expects_more_of_worse_evidence(
         "spread_mm": 6.0,
         "strain": 0.6,
     }
-    assert model.expected_error_mm(Evidence(**{**GOOD, **worse})) > model.expected_error_mm(Evidence(**GOOD))
+    bad, good = (Evidence(**{**GOOD, **change}).measures() for change in (worse, {}))
+    assert model.expected_error_mm(bad) > model.expected_error_mm(good)
     assert model.review_mm <= model.reject_mm
 
 

@@ -12,6 +12,7 @@ from hepalign.inference.workgrid import (
     Axes,
     canonical,
     coarsened,
+    ct_work_spacing_mm,
     full_field,
     mr_work_spacing_mm,
     view_scale,
@@ -85,6 +86,13 @@ def test_the_work_grid_covers_the_same_box_in_multiples_of_sixteen() -> None:
     np.testing.assert_allclose(work.extent_mm, fixed.extent_mm)
     huge = work_geometry(Geometry.from_spacing((512, 512, 2000), 1.0))
     assert np.prod(huge.shape) < 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "expected_mm"), [((0.8, 0.8, 5.0), 2.8), (2.8, 2.8), (3.6, 3.132), (3.8, 3.3), (6.0, 3.3)]
+)
+def test_cts_are_not_matched_much_finer_than_they_are(spacing_mm: float, expected_mm: float) -> None:
+    assert ct_work_spacing_mm(Geometry.from_spacing((64, 64, 64), spacing_mm)) == pytest.approx(expected_mm)
 
 
 def test_coarsening_averages() -> None:

@@ -9,7 +9,8 @@ __all__ = ["BASELINES", "Baseline", "find_baselines"]
 
 _GREEDY_START = (
     "picsl-greedy, 100x40x0 (x20 at full resolution above 3 mm voxels, 100x40 on tiny grids), probe mask as -gm; "
-    "rigid, then affine by NMI (rigid kept where the affine runs off); deformable by"
+    "rigid, then affine by NMI (rigid kept where the affine runs off); a second try where the field is not finite; "
+    "deformable by"
 )
 
 BASELINES: dict[str, Baseline] = {

@@ -41,6 +41,12 @@ def greedy_wncc(problem: Problem) -> DisplacementField:
 
 
 def _greedy(problem: Problem, metric: str) -> DisplacementField:
+    field = _registered(problem, metric)
+    # with several threads the same command now and then ends without a finite field: then it gets a second try
+    return field if np.isfinite(field.vectors).all() else _registered(problem, metric)
+
+
+def _registered(problem: Problem, metric: str) -> DisplacementField:
     tool = Greedy3D()
     images = {
         "fixed": to_itk(problem.fixed),
