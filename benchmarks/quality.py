@@ -55,9 +55,9 @@ CONFIGS = {"still": STILL, "beyond": BEYOND, "artefact": NOISY}
 # expected error: more than asked.
 CAUGHT, SPARED = 0.98, 0.98
 RIDGE, PATIENT_RIDGE = 1.0, 0.3
-# What two patients differ by. The way back is less consistent, and the field strains more, in a difficult pair of one
-# patient than between two, whose fields are steady where nothing fits: these weights come out negative. This share of
-# the wrong patients is to be beyond the limit; the expected error rejects others.
+# What two patients differ by. The way back is less consistent in a difficult pair of one patient than between two,
+# whose fields are steady where nothing fits, and there was more to gain: these weights come out negative. This share
+# of the wrong patients is to be beyond the limit; the expected error rejects others.
 PATIENT_MEASURES = ("worst_disagreement", "disagreement", "spread_mm", "inverse_consistency_mm", "strain", "gain")
 FOUND = 0.97
 # Where the images agree by less than this factor (a logarithm) better than they did at the start, nothing was found

@@ -30,7 +30,7 @@ AFFINE_WINDOW_HU = (-1000.0, 400.0)
 MIN_OVERLAP = 0.25
 STARTS_KEPT = 3
 STEPS = (10, 5)
-MAX_POINTS = 12_000
+MAX_POINTS = 6_000
 # A step that gains less than this share of the cost is the last one.
 PLATEAU = 2e-3
 # Correlation above which the patient lies as before.
