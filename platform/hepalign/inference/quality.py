@@ -94,21 +94,28 @@ class Evidence:
         return {**logs, "gain": start - logs["disagreement"]}
 
 
-class PatientModel(BaseModel):
-    """Whether the images are of two patients: their log odds, as a weighted sum of the evidence's measures.
-
-    Args:
-        intercept: of the sum.
-        weights: by measure.
-        limit: log odds above this are those of two patients.
-        least_gain: a field that gains less than this, between images that disagree by more than the next, fits nothing.
-        most_disagreement: see `least_gain`.
-    """
+class WeightedSum(BaseModel):
+    """An intercept and weights by measure of the evidence."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     intercept: float
     weights: dict[str, float]
+
+    def of(self, measures: Mapping[str, float]) -> float:
+        """The sum over `Evidence.measures`."""
+        return self.intercept + sum(weight * measures[name] for name, weight in self.weights.items())
+
+
+class PatientModel(WeightedSum):
+    """Whether the images are of two patients: their log odds, as a weighted sum of the evidence's measures.
+
+    Args:
+        limit: log odds above this are those of two patients.
+        least_gain: a field that gains less than this, between images that disagree by more than the next, fits nothing.
+        most_disagreement: see `least_gain`.
+    """
+
     limit: float
     least_gain: float
     most_disagreement: float
@@ -117,25 +124,19 @@ class PatientModel(BaseModel):
         """Whether such measures (`Evidence.measures`) are those of two patients."""
         if measures["gain"] < self.least_gain and measures["disagreement"] > self.most_disagreement:
             return True
-        return self.intercept + sum(weight * measures[name] for name, weight in self.weights.items()) > self.limit
+        return self.of(measures) > self.limit
 
 
-class ErrorModel(BaseModel):
+class ErrorModel(WeightedSum):
     """log(error in mm) as a weighted sum of the evidence's measures, and the limits on the error it expects.
 
     Args:
-        intercept: of the sum.
-        weights: by measure.
         review_mm: an expected error above this asks for a look.
         reject_mm: one above this forbids use.
         tumour_scale: error at a tumour over the field's spread there, as measured.
         two_patients: the other question, where it was fitted.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    intercept: float
-    weights: dict[str, float]
     review_mm: float
     reject_mm: float
     tumour_scale: float
@@ -143,7 +144,7 @@ class ErrorModel(BaseModel):
 
     def expected_error_mm(self, measures: Mapping[str, float]) -> float:
         """What error such measures (`Evidence.measures`) came with."""
-        return float(np.exp(self.intercept + sum(weight * measures[name] for name, weight in self.weights.items())))
+        return float(np.exp(self.of(measures)))
 
     def suspects_two_patients(self, measures: Mapping[str, float]) -> bool:
         """Whether such measures are those of two patients."""

@@ -26,7 +26,7 @@ WORK_SPACING_MM = 2.8
 # shares of what suits a trunk: of the affine start's voxels, and of the work grid's (ADR 0016).
 WHOLE_MM = 220.0
 LEAST_START_SCALE, LEAST_WORK_SCALE = 0.4, 0.7
-# A CT that is coarser than this along every axis is matched on voxels of this share of its own, up to the coarsest
+# A CT that is coarser than 3.2 mm along every axis is matched on voxels of this share of its own, up to the coarsest
 # (ADR 0017): measured on development phantoms of 3.8 mm, a third less time for 0.04 mm (`refine`) and 0.2 mm (`fast`).
 COARSE_SHARE, COARSEST_MM = 0.87, 3.3
 # The network halves its input four times.
