@@ -31,7 +31,8 @@ demo: $(STAMP) ## the main job end to end: cohort, training, release, promotion,
 	$(BIN)/hepalign demo --out $(if $(filter smoke,$(DEMO)),demo-smoke,demo) --size $(DEMO)
 
 test: $(STAMP) ## the tests (fast ones)
-	$(BIN)/pytest -m "not slow" --durations=15
+	$(BIN)/pytest -m "not slow and not alone" --numprocesses=logical --maxprocesses=4 --dist=loadfile --durations=15
+	$(BIN)/pytest -m "not slow and alone" --durations=15
 
 test-slow: $(STAMP) ## the long tests: soaks, kills under load, training checks
 	$(BIN)/pytest -m slow --timeout=3600 --durations=0

@@ -2,11 +2,12 @@
 
 Usage: python benchmarks/quality.py --cases 10 --first-seed 80000              judge the verdicts on these seeds
        python benchmarks/quality.py --cases 15 --first-seed 40000 --calibrate  fit inference/quality.json on them
-`--rows FILE` keeps what was registered (one JSON a line) and goes on from it; all that it holds is fitted or judged.
-Set HEPALIGN_REAL_DATA to add pairs simulated from a real CT. Each seed gives a good pair, one that hardly moves, one
-with a motion beyond what is trained for, one from a wrong start, one whose artefact is masked in part only, and one of
-two patients; every other phantom is randomised. Every second seed gives two small bodies of random texture besides, in
-which nothing but the outline is alike.
+`--modality mr` does the same for an MR and a CT. `--rows FILE` keeps what was registered (one JSON a line) and goes on
+from it; all that it holds is fitted or judged. Each seed gives a good pair, one that hardly moves, one with a motion
+beyond what is trained for, one from a wrong start, one whose artefact is masked in part only (two CTs), and one of two
+patients; every other phantom is randomised. With HEPALIGN_REAL_DATA as many again are simulated from a real CT, or, for
+MR, made of sarcoma patients by moving their CTs: fitted on those outside the test split, judged on the others. Two CTs:
+every second seed gives two small bodies of random texture besides, in which nothing but the outline is alike.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +29,19 @@ from scipy.optimize import minimize, nnls
 from hepalign.cases.phantom import make_case
 from hepalign.cases.phantom.case import PhantomCase
 from hepalign.cases.phantom.config import PhantomConfig
+from hepalign.cases.sources.moved import draw_move, moved_ct
+from hepalign.cases.sources.public import sarcoma_cohort
 from hepalign.cases.sources.simulate import simulate_pair
 from hepalign.image.geometry import Geometry
 from hepalign.image.nifti import read_nifti
 from hepalign.image.volume import Volume
 from hepalign.inference import quality
 from hepalign.inference.bundle import Bundle
+from hepalign.inference.pair import Modality
 from hepalign.inference.quality import ErrorModel, PatientModel
 from hepalign.inference.register import Clock, Registration, deform, start_matrix
 from hepalign.transform import linear
+from hepalign.transform.displacement import DisplacementField
 from scene import release
 from timing import single
 
@@ -43,7 +50,12 @@ from small_pairs import body_ct, small_pair
 
 # Coarse and finer images in turn: they are matched on grids of their own.
 SIZES = (((96, 96, 72), 3.7), ((128, 128, 96), 2.8))
-KINDS = ("good", "still", "beyond", "start", "artefact", "wrong")
+KINDS: dict[Modality, dict[str, tuple[str, ...]]] = {
+    "ct": dict.fromkeys(("phantom", "real"), ("good", "still", "beyond", "start", "artefact", "wrong")),
+    "mr": {"phantom": ("good", "still", "beyond", "start", "wrong"), "sarcoma": ("good", "still", "start", "wrong")},
+}
+# The moving and the fixed image.
+ROLES: dict[Modality, tuple[str, str]] = {"ct": ("pct", "ict"), "mr": ("pmr", "pct")}
 POOR_MM = 5.0
 # An image of another patient has no error; in the fit it counts as this much.
 WRONG_MM = 25.0
@@ -92,79 +104,129 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=None)
     parser.add_argument("--calibrate", action="store_true")
     parser.add_argument("--engine", default="refine", choices=["fast", "refine"])
+    parser.add_argument("--modality", default="ct", choices=["ct", "mr"])
     words = parser.parse_args()
     torch.set_num_threads(1)
     rows = _read(words.rows)
     done = {(row.kind, row.seed) for row in rows}
     bundle = release()
     for seed in range(words.first_seed, words.first_seed + words.cases):
-        for kind, pair in _pairs(seed, done):
-            rows.append(_row(kind, seed, pair, bundle, words.engine))
+        for kind, pair in _pairs(seed, done, words.modality, words.calibrate):
+            rows.append(_row(kind, seed, pair, bundle, words.engine, words.modality))
             if words.rows is not None:
                 with words.rows.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(vars(rows[-1])) + "\n")
     if words.calibrate:
         model = fit(rows)
         path = Path(quality.__file__).with_name(quality.MODEL_FILE)
-        models = json.loads(path.read_text(encoding="utf-8")) | {"ct": model.model_dump()}
+        models = json.loads(path.read_text(encoding="utf-8")) | {words.modality: model.model_dump()}
         path.write_text(json.dumps(models, indent=2) + "\n", encoding="utf-8")
         quality.error_model.cache_clear()
     # kept rows may have been judged by another model
-    state([_judged(row, quality.error_model()) for row in rows])
+    judging = quality.error_model(words.modality)
+    state([_judged(row, judging) for row in rows], judging)
 
 
 @dataclass(frozen=True)
 class _Pair:
+    """What is registered, and what is known of it: no truth for two patients, a liver and tumours in phantoms."""
+
     moving: Volume
     fixed: Volume
-    mask: Volume
-    truth: PhantomCase | None
+    mask: Volume | None = None
+    truth: DisplacementField | None = None
+    liver: Volume | None = None
+    tumours: Volume | None = None
     turn: np.ndarray | None = None
 
 
-def _pairs(seed: int, done: set[tuple[str, int]]) -> Iterator[tuple[str, _Pair]]:
+Maker = Callable[[str, int], _Pair]
+
+
+def _pairs(seed: int, done: set[tuple[str, int]], modality: Modality, calibrate: bool) -> Iterator[tuple[str, _Pair]]:
     """The pairs of a seed that are not done yet."""
     real = os.environ.get("HEPALIGN_REAL_DATA")
     shape, spacing_mm = SIZES[seed // 2 % 2]
-    makers = {"phantom": lambda config, at: make_case(at, shape, spacing_mm, bool(at % 2), config)}
-    if real:
+
+    @cache
+    def phantom(config: PhantomConfig, at: int) -> PhantomCase:
+        return make_case(at, shape, spacing_mm, bool(at % 2), config)
+
+    makers: dict[str, Maker] = {"phantom": lambda kind, at: _of_case(kind, at, phantom, phantom, modality)}
+    if real and modality == "mr":
+        makers["sarcoma"] = _Sarcoma(Path(real), test=not calibrate)
+    elif real:
         ct = read_nifti(Path(real) / "liver-ct/totalsegmentator/ct.nii.gz")
-        makers["real"] = lambda config, at: simulate_pair(
-            ct, None, at, bool(at % 2), shape=shape, spacing_mm=spacing_mm, config=config
-        )
+
+        @cache
+        def simulated(config: PhantomConfig, at: int) -> PhantomCase:
+            return simulate_pair(ct, None, at, bool(at % 2), shape=shape, spacing_mm=spacing_mm, config=config)
+
+        makers["real"] = lambda kind, at: _of_case(kind, at, simulated, phantom, modality)
     for source, make in makers.items():
-        wanted = [kind for kind in KINDS if (f"{source} {kind}", seed) not in done]
-        good = make(PhantomConfig(), seed) if {"good", "start", "wrong"} & set(wanted) else None
-        for kind in wanted:
-            yield f"{source} {kind}", _pair(kind, seed, good, make)
-    if seed % 2 == 0 and ("texture wrong", seed) not in done:
-        pair = small_pair(seed)
-        yield "texture wrong", _Pair(body_ct(seed + 500), pair.fixed, pair.probe_mask, None)
+        for kind in KINDS[modality][source]:
+            if (f"{source} {kind}", seed) not in done:
+                pair = make(kind, seed)
+                yield f"{source} {kind}", replace(pair, turn=_turn(seed, pair.fixed)) if kind == "start" else pair
+    if modality == "ct" and seed % 2 == 0 and ("texture wrong", seed) not in done:
+        small = small_pair(seed)
+        yield "texture wrong", _Pair(body_ct(seed + 500), small.fixed, small.probe_mask)
 
 
-def _pair(kind: str, seed: int, good: PhantomCase | None, make) -> _Pair:  # type: ignore[no-untyped-def]
-    rng = np.random.default_rng(seed)
-    case = good
-    if kind in CONFIGS:
-        case = make(CONFIGS[kind], seed)
-    assert case is not None
+Make = Callable[[PhantomConfig, int], PhantomCase]
+
+
+def _of_case(kind: str, seed: int, make: Make, make_other: Make, modality: Modality) -> _Pair:
+    case = make(CONFIGS.get(kind, PhantomConfig()), seed)
+    moving, fixed = ROLES[modality]
     v = case.volumes
+    mask = v.get(f"{fixed}_probe_mask")
     if kind == "wrong":
-        shape, spacing_mm = SIZES[seed // 2 % 2]
-        other = make_case(seed + 500, shape, spacing_mm, bool(seed % 2)).volumes["pct"]
-        # brought to the same place: nothing but the anatomy may tell them apart
-        affine = other.geometry.affine.copy()
-        affine[:3, 3] += v["ict"].geometry.centre_mm - other.geometry.centre_mm
-        return _Pair(Volume(other.data, Geometry(other.geometry.shape, affine)), v["ict"], v["ict_probe_mask"], None)
+        return _Pair(_brought(make_other(PhantomConfig(), seed + 500).volumes[moving], v[fixed]), v[fixed], mask)
     if kind == "artefact":
-        mask = v["ict_probe_mask"].as_mask().copy()
-        mask[: mask.shape[0] // 2] = False
-        return _Pair(v["pct"], v["ict"], v["ict_probe_mask"].with_data(mask), case)
-    turn = None
-    if kind == "start":
-        turn = linear.rotation(rng.uniform(-30, 30, 3), v["ict"].geometry.centre_mm)
-        turn[:3, 3] += rng.uniform(25, 55) * _direction(rng)
-    return _Pair(v["pct"], v["ict"], v["ict_probe_mask"], case, turn)
+        assert mask is not None
+        shown = mask.as_mask().copy()
+        shown[: shown.shape[0] // 2] = False
+        mask = mask.with_data(shown)
+    truth = case.fields[f"truth_field_{fixed}_from_{moving}"]
+    return _Pair(v[moving], v[fixed], mask, truth, v.get(f"{fixed}_liver"), v.get(f"{fixed}_tumour"))
+
+
+class _Sarcoma:
+    """Real MRs and CTs of patients of the test split or outside it, a CT in another pose or as it was aligned."""
+
+    def __init__(self, real_data: Path, *, test: bool) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        entries = sarcoma_cohort(real_data, self._folder.name).cases
+        self._files = [entry.files for entry in entries if (entry.split == "test") == test]
+
+    def _volume(self, number: int, role: str) -> Volume:
+        return read_nifti(Path(self._folder.name) / self._files[number % len(self._files)][role].path)
+
+    def __call__(self, kind: str, seed: int) -> _Pair:
+        mr, ct = self._volume(seed, "pmr"), self._volume(seed, "pct")
+        if kind == "still":
+            return _Pair(mr, ct, truth=DisplacementField.identity(ct.geometry))
+        truth = draw_move(ct.geometry, seed)
+        moved = moved_ct(ct, truth)
+        if kind == "wrong":
+            return _Pair(_brought(self._volume(seed + 1, "pmr"), moved), moved)
+        return _Pair(mr, moved, truth=truth)
+
+
+def _brought(image: Volume, fixed: Volume) -> Volume:
+    """The image in the same place: nothing but the anatomy may tell two patients apart."""
+    affine = image.geometry.affine.copy()
+    affine[:3, 3] += fixed.geometry.centre_mm - image.geometry.centre_mm
+    return Volume(image.data, Geometry(image.geometry.shape, affine))
+
+
+def _turn(seed: int, fixed: Volume) -> np.ndarray:
+    """A wrong start."""
+    rng = np.random.default_rng(seed)
+    turn = linear.rotation(rng.uniform(-30, 30, 3), fixed.geometry.centre_mm)
+    turn[:3, 3] += rng.uniform(25, 55) * _direction(rng)
+    return turn
 
 
 def _direction(rng: np.random.Generator) -> np.ndarray:
@@ -172,35 +234,35 @@ def _direction(rng: np.random.Generator) -> np.ndarray:
     return np.asarray(way / np.linalg.norm(way))
 
 
-def _row(kind: str, seed: int, pair: _Pair, bundle: Bundle, engine) -> Row:  # type: ignore[no-untyped-def]
-    matrix = start_matrix(pair.moving, pair.fixed, pair.mask, None)
+def _row(kind: str, seed: int, pair: _Pair, bundle: Bundle, engine, modality: Modality) -> Row:  # type: ignore[no-untyped-def]
+    matrix = start_matrix(pair.moving, pair.fixed, pair.mask, None, modality)
     if pair.turn is not None:
         matrix = matrix @ pair.turn
-    done = deform(bundle, pair.moving, pair.fixed, matrix, engine=engine, probe_mask=pair.mask, clock=Clock())
+    done = deform(
+        bundle, pair.moving, pair.fixed, matrix, engine=engine, probe_mask=pair.mask, clock=Clock(), modality=modality
+    )
     error, tumour, spread = None, None, None
     if pair.truth is not None:
-        wide = np.linalg.norm(done.field.vectors - pair.truth.fields["truth_field_ict_from_pct"].vectors, axis=-1)
-        error = float(wide[_region(pair.truth)].mean())
-        tumour, spread = _at_tumour(pair.truth, done, wide)
+        wide = np.linalg.norm(done.field.vectors - pair.truth.vectors, axis=-1)
+        error = float(wide[_region(pair)].mean())
+        tumour, spread = _at_tumour(pair, done, wide)
     return Row(kind, seed, done.evidence.measures(), error, tumour, spread, str(done.quality["status"]))
 
 
-def _region(case: PhantomCase) -> np.ndarray:
+def _region(pair: _Pair) -> np.ndarray:
     """The liver, or the body's middle where no liver is known."""
-    liver = case.volumes.get("ict_liver")
-    if liver is not None and liver.as_mask().any():
-        return liver.as_mask()
-    ict = case.volumes["ict"]
-    near = np.linalg.norm(ict.geometry.grid_mm() - ict.geometry.centre_mm, axis=-1) < 90
-    return near & (ict.as_float() > -50)
+    if pair.liver is not None and pair.liver.as_mask().any():
+        return pair.liver.as_mask()
+    geometry = pair.fixed.geometry
+    near = np.linalg.norm(geometry.grid_mm() - geometry.centre_mm, axis=-1) < 90
+    return near & (pair.fixed.as_float() > -50)
 
 
-def _at_tumour(case: PhantomCase, done: Registration, wide: np.ndarray) -> tuple[float | None, float | None]:
-    tumours = case.volumes.get("ict_tumour")
-    if tumours is None or not np.asarray(tumours.data).any():
+def _at_tumour(pair: _Pair, done: Registration, wide: np.ndarray) -> tuple[float | None, float | None]:
+    if pair.tumours is None or not np.asarray(pair.tumours.data).any():
         return None, None
-    inside = np.asarray(tumours.data) > 0
-    points = tumours.geometry.index_to_world(np.argwhere(inside))
+    inside = np.asarray(pair.tumours.data) > 0
+    points = pair.tumours.geometry.index_to_world(np.argwhere(inside))
     grid = done.levels.quarter_geometry
     index = np.clip(np.rint(grid.world_to_index(points)).astype(int), 0, np.array(grid.shape) - 1)
     return float(wide[inside].mean()), float(done.spread_mm[..., 0].numpy()[tuple(index.T)].mean())
@@ -264,11 +326,11 @@ def fit_patients(rows: list[Row]) -> PatientModel:
 def _judged(row: Row, model: ErrorModel) -> Row:
     expected_mm = model.expected_error_mm(row.measures)
     status = "accept" if expected_mm <= model.review_mm else "review"
-    refused = expected_mm > model.reject_mm or model.suspects_two_patients(row.measures)
+    refused = expected_mm > model.reject_mm or model.two_patients.suspects(row.measures)
     return Row(**{**vars(row), "status": "reject" if refused else status})
 
 
-def state(rows: list[Row]) -> None:
+def state(rows: list[Row], model: ErrorModel) -> None:
     """The figures."""
     same = [row for row in rows if row.error_mm is not None]
     poor = [row for row in same if row.error_mm > POOR_MM]
@@ -276,17 +338,15 @@ def state(rows: list[Row]) -> None:
     wrong = [row for row in rows if row.error_mm is None]
     facts = {"good": len(good), "poor": len(poor), "wrong": len(wrong)}
     ranks = {"accept": 0, "review": 1, "reject": 2}
-    ordered = [np.sign(_score(a) - _score(b)) for a in poor for b in good]
+    ordered = [
+        np.sign(model.expected_error_mm(a.measures) - model.expected_error_mm(b.measures)) for a in poor for b in good
+    ]
     area = float(np.mean(ordered) + 1) / 2
     single("AUC of the expected error for TRE > 5 mm", [area], "", at_least=0.85, **facts)
     single("poor ones not accepted", [float(np.mean([ranks[row.status] > 0 for row in poor]))], "", at_least=0.95)
     single("good ones rejected", [float(np.mean([row.status == "reject" for row in good]))], "", at_most=0.05)
     single("sent to review", [float(np.mean([row.status == "review" for row in same]))], "", at_most=0.3)
     single("wrong patients rejected", [float(np.mean([row.status == "reject" for row in wrong]))], "", at_least=0.95)
-
-
-def _score(row: Row) -> float:
-    return quality.error_model().expected_error_mm(row.measures)
 
 
 def _read(path: Path | None) -> list[Row]:

@@ -87,6 +87,15 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shown]:
         yield running
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what asks the server for last: it lives to the end, and its idle processes slow every other test."""
+    for item in items:
+        if "served" in getattr(item, "fixturenames", ()):
+            item.add_marker("alone")
+    items.sort(key=lambda item: "served" in getattr(item, "fixturenames", ()))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

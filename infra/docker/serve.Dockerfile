@@ -21,7 +21,9 @@ FROM python:3.11.13-slim-bookworm
 LABEL org.opencontainers.image.title="hepalign-serve" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.description="Hepalign serving endpoint. Research use only."
-RUN groupadd --gid 10001 hepalign && useradd --uid 10001 --gid 10001 --create-home hepalign
+# A volume takes the owner of the folder that it is first mounted on; without one it would be root's.
+RUN groupadd --gid 10001 hepalign && useradd --uid 10001 --gid 10001 --create-home hepalign \
+ && install --directory --owner=10001 --group=10001 /home/hepalign/data
 COPY --from=build /opt/hepalign /opt/hepalign
 ENV PATH=/opt/hepalign/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy import text
+from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -19,6 +21,8 @@ from hepalign_serve.context import BySite, Context, DeskClient, InContext
 from hepalign_serve.guard import Guard, Observe
 from hepalign_serve.schemas import Problem, ReleaseView
 from hepalign_serve.settings import Settings
+
+log = structlog.get_logger("hepalign_serve")
 
 _ERRORS = {
     "4XX": {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": "see the code"},
@@ -42,6 +46,8 @@ def create_app(settings: Settings, desk: DeskClient, observe: Observe = lambda *
     app.state.context = Context(settings, desk)
     app.add_middleware(Guard, limits=settings.limits, observe=observe)
     app.add_exception_handler(HepalignError, _on_error)
+    for lost in (OperationalError, InterfaceError):
+        app.add_exception_handler(lost, _on_database)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.include_router(case_routes.router)
@@ -92,6 +98,13 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HepalignError)
     request.state.code = error.code
     return problems.from_error(error)
+
+
+async def _on_database(request: Request, error: Exception) -> JSONResponse:
+    # A database that restarts is back in a moment: whoever asked may ask again.
+    log.warning("database_unavailable", request_id=request.state.request_id, reason=type(error).__name__)
+    request.state.code = "database_unavailable"
+    return problems.response("database_unavailable", 503, "the database cannot be reached")
 
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -138,7 +138,7 @@ async def artifact(
     job: str | None = None,
     as_format: Annotated[Literal["dicom"] | None, Query(alias="format")] = None,
 ) -> Response:
-    """The newest result of this name, or the one of `job`; `format=dicom`: a zip filed under the iCT's patient."""
+    """A result of the newest plan or guide, or of `job`; `format=dicom`: a zip filed under the iCT's patient."""
     await context.own_case(caller, case_id, "download")
     found = await context.reading(lambda session: _artifact(session, case_id, name, job))
     path = await _fetched(context, found.path)
@@ -146,8 +146,8 @@ async def artifact(
         status = await context.reading(lambda session: _status(session, found.job_id))
         shown = f"REJECTED-{found.name}" if status == "reject" else found.name
         return FileResponse(path, filename=shown, headers={"ETag": f'"{found.sha256}"', "Hepalign-Quality": status})
-    sealed, result = await context.reading(lambda session: _dicom_context(session, found))
-    packed = await context.storing(lambda: _as_dicom(context, path, sealed, result))
+    ict, result = await context.reading(lambda session: _dicom_context(session, found))
+    packed = await context.storing(lambda: _as_dicom(context, path, ict, result))
     disposition = {"Content-Disposition": f'attachment; filename="{found.name.partition(".")[0]}.zip"'}
     return Response(packed, media_type="application/zip", headers=disposition)
 
@@ -178,21 +178,29 @@ async def _fetched(context: Context, key: str) -> Path:
 
 
 def _dicom_context(session: Session, found: Artifact) -> tuple[str, dict[str, Any]]:
-    """The iCT's sealed header as it was when the job began, and what the job says of its result."""
-    job = session.get(Job, found.job_id)
-    used = str(job.request["images"].get("ict", "")) if job is not None else ""
-    ict = session.get(Image, (found.case_id, "ict"))
-    if job is None or ict is None or ict.path != used or "dicom" not in ict.facts:
-        message = "the iCT did not come as DICOM: ask without format=dicom"
-        raise RequestError(message, code="no_dicom_context", status=422)
-    return f"cases/{found.case_id}/images/{ict.facts['dicom']}", job.result or {}
+    """The iCT that the job used, whatever was sent since, and what the job says of its result."""
+    job = session.get_one(Job, found.job_id)
+    used = job.request["images"].get("ict")
+    if used is None:
+        raise _no_dicom_context()
+    return str(used), job.result or {}
 
 
-def _as_dicom(context: Context, path: Path, sealed: str, result: dict[str, Any]) -> bytes:
+def _as_dicom(context: Context, path: Path, ict: str, result: dict[str, Any]) -> bytes:
     # highdicom takes a second to import: only who asks for DICOM waits for it.
     from hepalign_serve.dicom_out import export
 
-    return export(path.name, path, result, context.vault.open(context.shelf.fetch(sealed)))
+    sealed, _ = images.beside(Path(ict))
+    try:
+        header = context.shelf.fetch(str(sealed))
+    except BadInputError as error:
+        raise _no_dicom_context() from error
+    return export(path.name, path, result, context.vault.open(header))
+
+
+def _no_dicom_context() -> RequestError:
+    message = "the iCT did not come as DICOM: ask without format=dicom"
+    return RequestError(message, code="no_dicom_context", status=422)
 
 
 def _open(session: Session, site: str, case_id: str, context: Context) -> CaseRow:
@@ -205,7 +213,10 @@ def _open(session: Session, site: str, case_id: str, context: Context) -> CaseRo
 
 
 async def _within_quota(context: Context, caller: Caller) -> None:
+    own = select(CaseRow.id).where(CaseRow.site_id == caller.site)
     used = await context.reading(lambda session: work.stored_bytes(session, caller.site, CaseRow))
+    cases = await context.reading(lambda session: list(session.scalars(own)))
+    used += await asyncio.to_thread(uploads.stored_bytes, context.data_folder, cases)
     if used >= context.settings.limits.site_bytes:
         raise busy("this site's storage is full: erase some cases", "quota_reached", 429)
 
@@ -213,35 +224,50 @@ async def _within_quota(context: Context, caller: Caller) -> None:
 async def _store(
     context: Context, received: Received, case_id: str, role: str, content_type: str, wishes: images.Wishes
 ) -> ImageView:
-    name, shelf = role.replace("-", "_"), context.shelf
-    image = await asyncio.to_thread(images.accept, received, shelf, case_id, name, content_type, wishes, context.vault)
+    # A sender that hangs up does not stop it half-way: the files stay with their row, or neither does.
+    return await asyncio.shield(_accept(context, received, case_id, role.replace("-", "_"), content_type, wishes))
+
+
+async def _accept(
+    context: Context, received: Received, case_id: str, name: str, content_type: str, wishes: images.Wishes
+) -> ImageView:
+    shelf = context.shelf
+    image, known = await asyncio.to_thread(
+        images.accept, received, shelf, case_id, name, content_type, wishes, context.vault
+    )
     try:
         whose = await context.reading(lambda session: session.get(Image, (case_id, name.partition("_")[0])))
         if whose is not None and whose.role != name:
             await context.storing(lambda: images.check_on(image, whose, shelf))
-        await context.writing(lambda session: _replace(session, case_id, image))
+        await context.writing(lambda session: _replace(session, case_id, image, known))
     except BaseException:
-        kept = await asyncio.shield(context.reading(lambda session: session.get(Image, (case_id, name))))
-        if kept is None or kept.path != image.path:
-            (shelf.folder / image.path).unlink(missing_ok=True)
+        # A commit whose answer was lost counts: what a row names stays.
+        kept = await context.reading(lambda session: session.get(Image, (case_id, name)))
+        if not known and (kept is None or kept.path != image.path):
+            await context.storing(lambda: images.discard(image.path, shelf))
         raise
     return _image_view(image)
 
 
-def _replace(session: Session, case_id: str, image: Image) -> None:
-    case = session.get(CaseRow, case_id)
+def _replace(session: Session, case_id: str, image: Image, known: bool) -> None:
+    case = session.get(CaseRow, case_id, with_for_update=True)
     if case is None:
         raise not_found()
     others = session.scalars(select(Image).where(Image.case_id == case_id, Image.role != image.role))
     check_same_patient(image.facts, [other.facts for other in others])
     case.touched = time.time()
+    earlier = session.get(Image, (case_id, image.role))
+    if earlier is not None and earlier.path != image.path:
+        # Jobs may use the earlier one: it stays and counts, and one that comes back counts once.
+        back = image.bytes_stored if known else 0
+        case.replaced_bytes = max(0, case.replaced_bytes + earlier.bytes_stored - back)
     session.merge(image)
 
 
 def _case_view(session: Session, row: CaseRow) -> CaseView:
     pictures = session.scalars(select(Image).where(Image.case_id == row.id).order_by(Image.role))
     jobs = session.scalars(select(Job).where(Job.case_id == row.id).order_by(Job.created))
-    names = session.scalars(select(Artifact.name).where(Artifact.case_id == row.id).distinct())
+    names = session.scalars(select(Artifact.name).where(Artifact.job_id.in_(_newest_jobs(session, row.id))).distinct())
     return CaseView(
         id=row.id,
         created=row.created,
@@ -264,11 +290,17 @@ def _image_view(image: Image) -> ImageView:
 
 
 def _artifact(session: Session, case_id: str, name: str, job_id: str | None) -> Artifact:
+    jobs = _newest_jobs(session, case_id) if job_id is None else [job_id]
     rows = select(Artifact).join(Job, Job.id == Artifact.job_id)
-    rows = rows.where(Artifact.case_id == case_id, Artifact.name == name).order_by(Job.finished.desc())
-    if job_id is not None:
-        rows = rows.where(Artifact.job_id == job_id)
-    found = session.scalars(rows.limit(1)).first()
+    rows = rows.where(Artifact.case_id == case_id, Artifact.name == name, Artifact.job_id.in_(jobs))
+    found = session.scalars(rows.order_by(Job.finished.desc()).limit(1)).first()
     if found is None:
         raise not_found()
     return found
+
+
+def _newest_jobs(session: Session, case_id: str) -> list[str]:
+    """The newest plan and guide that succeeded: what an earlier one left and they withheld is no result any more."""
+    kinds: tuple[work.Kind, ...] = ("plan", "guide")
+    newest = [work.latest(session, case_id, kind, work.SUCCEEDED) for kind in kinds]
+    return [job.id for job in newest if job is not None]

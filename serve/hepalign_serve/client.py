@@ -196,9 +196,15 @@ class Client:
         return partial.replace(target)
 
     def download(self, case: str, folder: Path, *, job: Job | None = None) -> list[Path]:
-        """Saves everything that a finished job left; without `job` the newest file of every name."""
-        names = self.case(case)["artifacts"] if job is None else job["artifacts"]
-        return [self.artifact(case, name, folder, job=None if job is None else job["id"]) for name in names]
+        """Saves everything that a finished job left; without `job` the newest plan and guide that succeeded."""
+        jobs = [self.newest(case, "plan"), self.newest(case, "guide")] if job is None else [job]
+        found = [(one["id"], name) for one in jobs if one is not None for name in one["artifacts"]]
+        return [self.artifact(case, name, folder, job=identifier) for identifier, name in found]
+
+    def newest(self, case: str, kind: str) -> Job | None:
+        """The case's newest job of a kind (`plan`, `guide`) that succeeded: files of one job belong together."""
+        done = [job for job in self.case(case)["jobs"] if job["kind"] == kind and job["state"] == "succeeded"]
+        return done[-1] if done else None
 
     def dicom(self, case: str, name: str, *, job: str | None = None) -> bytes:
         """An artifact as a zip of derived DICOM files."""

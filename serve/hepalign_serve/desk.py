@@ -58,6 +58,8 @@ class Desk:
         self._rates = Rates(settings.limits)
         self._workers: dict[work.Kind, DeploymentHandle[Any]] = {"plan": planning, "guide": registration}
         self._releases: dict[work.Kind, Pinned] = {}
+        self._wanted: Pinned | None = None
+        self._news = {kind: asyncio.Event() for kind in self._workers}
         self._candidate = Candidate(settings, self._records, self._shelf, self._metrics, shadow) if shadow else None
         self._wake = {kind: asyncio.Event() for kind in self._workers}
         self._ends = Ends()
@@ -66,6 +68,7 @@ class Desk:
         if self._candidate is not None:
             self._tasks.append(asyncio.create_task(self._keep(self._candidate.watch)))
         for kind, lane in self._lanes().items():
+            self._tasks.append(asyncio.create_task(self._keep(self._follow_release, kind)))
             self._tasks += [asyncio.create_task(self._keep(self._serve_lane, kind)) for _ in range(lane.most)]
 
     async def record(self, **line: str) -> dict[str, Any]:
@@ -116,17 +119,30 @@ class Desk:
     async def _watch_release(self) -> None:
         try:
             verify = not self._settings.unjudged_release
-            release = await asyncio.to_thread(pin, self._settings.release, self._shelf, verify=verify)
-            # Each lane changes over once its own replicas are warm: a guide's release never waits for a long plan.
-            taken = await asyncio.gather(*(self._take(kind, release) for kind in self._workers), return_exceptions=True)
-            for refusal in taken:
-                if isinstance(refusal, BaseException):
-                    raise refusal
+            self._wanted = await asyncio.to_thread(pin, self._settings.release, self._shelf, verify=verify)
         except HepalignError as error:
-            # What is served goes on; a registry that is down or a release that is refused changes nothing.
-            self._metrics.release_refused(error.code)
-            log.warning("release_refused", code=error.code)
+            self._refused(error)
+        else:
+            for news in self._news.values():
+                news.set()
         await asyncio.sleep(self._settings.release_poll_s)
+
+    async def _follow_release(self, kind: work.Kind) -> None:
+        # Each lane changes over once its own replicas are warm: a guide's release never waits for a long plan.
+        await self._news[kind].wait()
+        wanted = self._wanted
+        assert wanted is not None
+        try:
+            await self._take(kind, wanted)
+        except HepalignError as error:
+            self._refused(error)
+        if self._wanted == wanted:
+            self._news[kind].clear()
+
+    def _refused(self, error: HepalignError) -> None:
+        # What is served goes on; a registry that is down or a release that is refused changes nothing.
+        self._metrics.release_refused(error.code)
+        log.warning("release_refused", code=error.code)
 
     async def _take(self, kind: work.Kind, release: Pinned) -> None:
         if kind in self._releases and self._releases[kind].digest == release.digest:
@@ -136,6 +152,9 @@ class Desk:
         for answer in await asyncio.gather(*calls):
             if "error" in answer:
                 raise answer["error"]
+        if release != self._wanted:
+            # Taken back while replicas were warming up: nothing is served with it.
+            return
         self._releases[kind] = release
         if kind == "guide":
             self._metrics.release(release.name, release.version, release.digest)

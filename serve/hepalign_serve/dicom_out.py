@@ -7,7 +7,7 @@ import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ from hepalign_serve.dicom_source import (
     release_name,
     uid_of,
     warned,
+    zone_of,
 )  # fmt: skip
 from hepalign_serve.problems import RequestError
 
@@ -97,7 +98,7 @@ def export(name: str, path: Path, result: Mapping[str, Any], source: Dataset) ->
     if form is None:
         message = "this artifact has no DICOM form: ask without format=dicom"
         raise RequestError(message, code="no_dicom_form", status=422)
-    order = _Order(form, result, source, _seed(name, path, result, source), _written(path))
+    order = _Order(form, result, source, _seed(name, path, result, source), _written(path, source))
     if form.kind == "SC":
         objects: Sequence[Dataset] = [_capture(np.asarray(Image.open(path).convert("RGB")), order)]
     elif form.kind == "SEG":
@@ -113,8 +114,9 @@ def _seed(name: str, path: Path, result: Mapping[str, Any], source: Dataset) -> 
     return "/".join((name, digest, described(name, result), release_name(result), source.SeriesInstanceUID))
 
 
-def _written(path: Path) -> datetime:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+def _written(path: Path, source: Dataset) -> datetime:
+    """When an artifact was made, in the zone of the study's times: all times of one object are of one zone."""
+    return datetime.fromtimestamp(path.stat().st_mtime, zone_of(source))
 
 
 def _labels(volume: Volume, name: str, order: _Order) -> Dataset:
@@ -154,7 +156,7 @@ def _derived_series(volume: Volume, order: _Order) -> list[Dataset]:
 def _carriers(volume: Volume, source: Dataset) -> list[Dataset]:
     """The iCT's slices without their pixels, for what refers to them."""
     empty = volume.with_data(np.zeros(volume.geometry.shape, np.int16))
-    made = _derived_series(empty, _Order(Form("CT", 0, "", ""), {}, source, "", datetime.now(UTC)))
+    made = _derived_series(empty, _Order(Form("CT", 0, "", ""), {}, source, "", datetime.now(zone_of(source))))
     for one, reference in zip(made, instances(source, len(made)), strict=False):
         one.SOPInstanceUID = reference.ReferencedSOPInstanceUID
         one.SOPClassUID = reference.ReferencedSOPClassUID or CTImageStorage
@@ -191,7 +193,8 @@ def _common(order: _Order) -> Dataset:
     common.SoftwareVersions, common.BodyPartExamined = release_name(result), "ABDOMEN"
     common.ContentDate = common.SeriesDate = common.InstanceCreationDate = order.made.strftime("%Y%m%d")
     common.ContentTime = common.SeriesTime = common.InstanceCreationTime = order.made.strftime("%H%M%S")
-    common.TimezoneOffsetFromUTC = "+0000"
+    if order.made.tzinfo is not None:
+        common.TimezoneOffsetFromUTC = order.made.strftime("%z")
     equipment = Dataset()
     equipment.PurposeOfReferenceCodeSequence = [hd.sr.CodedConcept("109103", "DCM", "Modifying Equipment")]
     equipment.Manufacturer, equipment.ManufacturerModelName = MANUFACTURER, MODEL

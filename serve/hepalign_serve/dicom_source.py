@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping
+from datetime import datetime, tzinfo
 from typing import Any
 
+import numpy as np
 from pydicom import DataElement, Dataset
 from pydicom.uid import UID
 
@@ -25,6 +28,8 @@ _STUDY = (
 # The patient and general study modules' attributes that must be there, if only empty.
 _TYPE_2 = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
            "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+_UIDS = {"StudyInstanceUID": "study", "SeriesInstanceUID": "series", "FrameOfReferenceUID": "frame"}
+_ZONE = "TimezoneOffsetFromUTC"
 _FRAME = ("FrameOfReferenceUID", "PositionReferenceIndicator", "PatientPosition", "SeriesInstanceUID")
 # What a status puts before every description: a PACS shows it in its list of series.
 _WARNED = {"accept": "", "review": "REVIEW - "}
@@ -34,11 +39,12 @@ _REJECTED = "REJECTED: DO NOT USE - "
 def kept(series: DicomSeries) -> Dataset:
     """What serving keeps of a series, to be sealed: whose it is, and which instances its slices are."""
     first, source = series.headers[0], Dataset()
-    for keyword in ("SpecificCharacterSet", *_PATIENT, *_STUDY, *_FRAME):
+    for keyword in ("SpecificCharacterSet", _ZONE, *_PATIENT, *_STUDY, *_FRAME):
         _copy(first, source, keyword)
-    # An anonymiser may have emptied it; what goes back from one series still belongs into one study.
-    if not source.get("StudyInstanceUID"):
-        source.StudyInstanceUID = uid_of(series.identity.series, "study")
+    # An anonymiser may have emptied them; what goes back from one series still belongs into one study and one frame.
+    for keyword, part in _UIDS.items():
+        if not source.get(keyword):
+            setattr(source, keyword, uid_of(series.identity.series or _voxels_sha256(series), part))
     source.SourceImageSequence = [_reference(header) for header in series.headers]
     return source
 
@@ -52,6 +58,14 @@ def patient_and_study(source: Dataset) -> Dataset:
         if keyword not in made:
             setattr(made, keyword, "")
     return made
+
+
+def zone_of(source: Dataset) -> tzinfo | None:
+    """The zone of the source's dates and times; None where it names none: they are local then."""
+    try:
+        return datetime.strptime(str(source.get(_ZONE, "")), "%z").tzinfo
+    except ValueError:
+        return None
 
 
 def instances(source: Dataset, slices: int) -> list[Dataset]:
@@ -80,6 +94,11 @@ def release_name(result: Mapping[str, Any]) -> str:
     """The release that made a result."""
     release = result.get("release", {})
     return f"{release.get('name', '')} {release.get('version', '')}".strip() or "unknown"
+
+
+def _voxels_sha256(series: DicomSeries) -> str:
+    """What tells two series apart that bear no UID: no two patients' results may share one."""
+    return hashlib.sha256(np.asarray(series.volume.data).tobytes()).hexdigest()
 
 
 def _copy(source: Dataset, target: Dataset, keyword: str) -> None:

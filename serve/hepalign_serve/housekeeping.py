@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
 from sqlalchemy import delete, select
 
@@ -12,6 +15,8 @@ from hepalign_serve.records import CaseRow, Job, Records
 from hepalign_serve.work import UNFINISHED
 
 ABANDONED_UPLOAD_S = 3600.0
+# Somebody may go on with chunks tomorrow morning, not next week: they are patient data that no image came of.
+ABANDONED_CHUNK_S = 86400.0
 # With an object store the data folder is a cache: what nobody touched today is fetched again when it is needed.
 LOCAL_DAYS = 1.0
 
@@ -45,8 +50,17 @@ def sweep(records: Records, shelf: Shelf) -> int:
         for case_id, _ in expired(records, LOCAL_DAYS):
             shutil.rmtree(shelf.folder / "cases" / case_id / "jobs", ignore_errors=True)
             shutil.rmtree(shelf.folder / "cases" / case_id / "images", ignore_errors=True)
-    oldest = time.time() - ABANDONED_UPLOAD_S
-    dead = [path for path in (shelf.folder / "incoming").glob("*.partial") if path.stat().st_mtime < oldest]
+    dead = _older_than(ABANDONED_UPLOAD_S, (shelf.folder / "incoming").glob("*.partial"))
+    dead += _older_than(ABANDONED_CHUNK_S, (shelf.folder / "cases").glob("*/uploads/*/*"))
     for path in dead:
         path.unlink(missing_ok=True)
     return len(strays) + len(dead)
+
+
+def _older_than(seconds: float, paths: Iterable[Path]) -> list[Path]:
+    oldest, found = time.time() - seconds, []
+    for path in paths:
+        # Its request may have ended meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            found += [path] if path.stat().st_mtime < oldest else []
+    return found

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hepalign.cases.probe import check_mask_on_body, parse_probe_mask, voxel_mask
+from hepalign.cases import s3
+from hepalign.cases.probe import read_probe_mask, voxel_mask
 from hepalign.cases.store import Shelf
 from hepalign.errors import BadInputError
 from hepalign.image.checks import check_ct, check_mr
 from hepalign.image.dicom import DicomSeries, load_series
-from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import coarse_body_mask
 from hepalign.image.nifti import read_geometry, read_nifti, write_nifti
 from hepalign.image.nifti_header import Orientation
@@ -41,11 +41,18 @@ class Wishes:
     drop_localizers: bool = False
     resample_tilt: bool = False
 
+    @property
+    def mark(self) -> str:
+        """The end of an image's name: the same bytes read another way are another image, and jobs may use both."""
+        said: list[str] = [self.orientation] if self.orientation != "auto" else []
+        said += [word for word in ("drop_localizers", "resample_tilt") if getattr(self, word)]
+        return "".join(f"-{word}" for word in said)
+
 
 def accept(
     received: Received, shelf: Shelf, case_id: str, role: str, content_type: str, wishes: Wishes, vault: Vault
-) -> Image:
-    """Checks the bytes, puts them in their place and describes them; on any error nothing is left behind.
+) -> tuple[Image, bool]:
+    """Checks the bytes, puts them in their place and describes them; on any error nothing new is left behind.
 
     Args:
         received: the body on disk; it is gone afterwards.
@@ -56,36 +63,58 @@ def accept(
         wishes: as sent.
         vault: keeps a DICOM series' identity.
 
+    Returns:
+        The image, and whether it was there before: jobs may use it then, whatever becomes of this request.
+
     Raises:
         RequestError: 415 `unsupported_media` when the bytes are no NIfTI, DICOM zip or (probe mask) JSON;
             503 or 507 when they cannot be stored.
         BadInputError: what the readers find.
     """
-    stem = shelf.folder / f"cases/{case_id}/images/{role}-{received.sha256[:16]}"
+    stem = shelf.folder / f"cases/{case_id}/images/{role}-{received.sha256[:16]}{wishes.mark}"
     try:
         with storing():
             suffix = _kind(received.path, role, content_type)
             _make_folders(shelf, case_id)
             place = stem.with_suffix(".nii.gz" if suffix == ".zip" else suffix)
-            known = place.exists()
+            key = str(place.relative_to(shelf.folder))
+            known = _is_there(key, shelf)
             try:
                 facts = _put(received, place, role, suffix, wishes, vault)
-                for path in (place, *_beside(place)):
+                for path in (place, *beside(place)):
                     if path.is_file():
                         shelf.keep(str(path.relative_to(shelf.folder)))
             except BaseException:
-                for path in () if known else (place, *_beside(place)):
-                    path.unlink(missing_ok=True)
+                if not known:
+                    discard(key, shelf)
                 raise
     finally:
         received.path.unlink(missing_ok=True)
-    return Image(
-        case_id=case_id, role=role, path=str(place.relative_to(shelf.folder)), sha256=received.sha256,
-        bytes_stored=place.stat().st_size, facts=facts, created=time.time(),
+    image = Image(
+        case_id=case_id, role=role, path=key, sha256=received.sha256, bytes_stored=place.stat().st_size, facts=facts,
+        created=time.time(),
     )  # fmt: skip
+    return image, known
 
 
-def _beside(place: Path) -> tuple[Path, Path]:
+def discard(key: str, shelf: Shelf) -> None:
+    """Removes an image that was not accepted and what lies beside it, here and where they are kept."""
+    keys = [str(path) for path in (Path(key), *beside(Path(key)))]
+    for one in keys:
+        (shelf.folder / one).unlink(missing_ok=True)
+    if shelf.url is not None:
+        s3.erase(shelf.url.bucket, [shelf.url.key(one) for one in keys])
+
+
+def _is_there(key: str, shelf: Shelf) -> bool:
+    try:
+        shelf.fetch(key)
+    except BadInputError:
+        return False
+    return True
+
+
+def beside(place: Path) -> tuple[Path, Path]:
     """Where an image's sealed DICOM identity lies, and the iCT's body: a mask is checked without the iCT's voxels."""
     stem = place.with_name(place.name.partition(".")[0])
     return stem.with_suffix(".dicom"), stem.with_suffix(".body.nii.gz")
@@ -100,7 +129,7 @@ def _make_folders(shelf: Shelf, case_id: str) -> None:
 
 def _put(received: Received, place: Path, role: str, suffix: str, wishes: Wishes, vault: Vault) -> dict[str, Any]:
     """Writes the image to its place, and what lies beside it; what is known of it."""
-    sealed, body = _beside(place)
+    sealed, body = beside(place)
     warnings: list[str] = []
     facts: dict[str, Any] = {"warnings": warnings}
     if suffix == ".json":
@@ -176,38 +205,18 @@ def check_on(image: Image, whose: Image, shelf: Shelf) -> None:
     geometry = read_geometry(shelf.fetch(whose.path))
     path, warnings = shelf.fetch(image.path), image.facts["warnings"]
     if image.role == PROBE_MASK:
-        read_mask(path, geometry, _body(whose, shelf), warnings)
+        read_probe_mask(path, geometry, _body(whose, shelf), report=warnings)
     else:
         voxel_mask(read_volume(path), geometry, warnings, name=image.role)
 
 
 def _body(ict: Image, shelf: Shelf) -> Volume:
-    _, kept = _beside(Path(ict.path))
+    _, kept = beside(Path(ict.path))
     try:
         return read_volume(shelf.fetch(str(kept)))
     except BadInputError:
         # an iCT that came before bodies were kept
         return coarse_body_mask(read_volume(shelf.fetch(ict.path)))
-
-
-def read_mask(path: Path, geometry: Geometry, body: Volume, report: list[str]) -> Volume:
-    """The probe mask of a file on the iCT's grid, checked: voxels, or a JSON box or polygon.
-
-    Args:
-        path: the file.
-        geometry: the iCT's.
-        body: its `coarse_body_mask`.
-        report: warnings are appended here.
-
-    Raises:
-        BadInputError: `bad_probe_mask`, `frame_mismatch`, `empty_probe_mask`, `probe_mask_too_large`.
-    """
-    if path.suffix == ".json":
-        mask = parse_probe_mask(path.read_bytes(), geometry)
-    else:
-        mask = voxel_mask(read_volume(path), geometry, report)
-    check_mask_on_body(mask, body)
-    return mask
 
 
 def _check_json(path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from hepalign.cases.probe import read_probe_mask
 from hepalign.image.intensity import coarse_body_mask
 from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
@@ -17,7 +18,6 @@ from hepalign.inference.planner import Plan, load_plan, plan
 from hepalign.inference.result import load_previous
 from hepalign.inference.result_writer import ResultWriter
 from hepalign.inference.synthesise import synthesise
-from hepalign_serve.images import read_mask
 from hepalign_serve.task import Task
 
 Progress = Callable[[str, float], None]
@@ -85,13 +85,14 @@ class HepalignPipeline:
         assert task.plan_folder is not None
         warnings: list[str] = []
         ict = read_volume(task.images["ict"], report=warnings)
-        mask = read_mask(task.images["ict_probe_mask"], ict.geometry, coarse_body_mask(ict), warnings)
+        mask = read_probe_mask(task.images["ict_probe_mask"], ict.geometry, coarse_body_mask(ict), report=warnings)
         labels = {name: read_volume(path) for name, path in task.images.items() if name.endswith(("_liver", "_tumour"))}
         ablation = read_volume(task.images["ict_ablation"]) if "ict_ablation" in task.images else None
-        previous = load_previous(task.previous_folder) if task.previous_folder else None
+        planned = self._plan(task.plan_folder)
+        previous = load_previous(task.previous_folder, planned, report=warnings) if task.previous_folder else None
         with ResultWriter(task.out) as writer:
             made = guide(
-                bundle, self._plan(task.plan_folder), ict, mask, labels=labels, ablation=ablation, previous=previous,
+                bundle, planned, ict, mask, labels=labels, ablation=ablation, previous=previous,
                 inpaint=inpaint, progress=progress, keep=writer.keep, **task.options,
             )  # fmt: skip
             writer.finish(made)

@@ -6,14 +6,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import JSON, Engine, ForeignKey, Index, LargeBinary, create_engine, event
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    Engine,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    TypeDecorator,
+    create_engine,
+    event,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+
+class _Text(TypeDecorator[str]):
+    """A caller's text may hold a NUL, which PostgreSQL refuses: with a sign in its place it names nothing we know."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 class Base(DeclarativeBase):
     """The one metadata of all tables. Times are seconds since 1970."""
 
-    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, bytes: LargeBinary}  # noqa: RUF012 (SQLAlchemy's way)
+    type_annotation_map = {str: _Text, dict[str, Any]: JSON, list[Any]: JSON, bytes: LargeBinary}  # noqa: RUF012 (SQLAlchemy's way)
 
 
 class Site(Base):
@@ -37,13 +59,14 @@ class Token(Base):
 
 
 class CaseRow(Base):
-    """One patient's images at one site."""
+    """One patient's images at one site; `replaced_bytes` is what earlier images take, which jobs may still use."""
 
     __tablename__ = "cases"
     id: Mapped[str] = mapped_column(primary_key=True)
     site_id: Mapped[str] = mapped_column(ForeignKey("sites.id"), index=True)
     created: Mapped[float]
     touched: Mapped[float]
+    replaced_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
 
 
 class Image(Base):
@@ -54,7 +77,7 @@ class Image(Base):
     role: Mapped[str] = mapped_column(primary_key=True)
     path: Mapped[str]
     sha256: Mapped[str]
-    bytes_stored: Mapped[int]
+    bytes_stored: Mapped[int] = mapped_column(BigInteger)
     facts: Mapped[dict[str, Any]]
     created: Mapped[float]
 
@@ -92,7 +115,7 @@ class Artifact(Base):
     case_id: Mapped[str] = mapped_column(index=True)
     path: Mapped[str]
     sha256: Mapped[str]
-    bytes_stored: Mapped[int]
+    bytes_stored: Mapped[int] = mapped_column(BigInteger)
 
 
 class IdempotencyKey(Base):

@@ -81,14 +81,18 @@ def send_series(orthanc: Orthanc, client: Client, case: str, series: Mapping[str
 
 
 def return_artifacts(orthanc: Orthanc, client: Client, case: str, names: Sequence[str]) -> dict[str, int]:
-    """Store a case's artifacts in Orthanc as DICOM; how many instances went into which study (Orthanc's id).
+    """Store artifacts of a case's newest guide in Orthanc as DICOM; how many instances went into which study.
+
+    Studies are named by Orthanc's ids. All artifacts are of one guide, also when another one ends meanwhile.
 
     Raises:
         WorkFailedError: `orthanc_failed`.
+        ServiceError: `not_found` when the guide left no such artifact.
     """
     sent: dict[str, int] = {}
+    guide = client.newest(case, "guide") if names else None
     for name in names:
-        with zipfile.ZipFile(io.BytesIO(client.dicom(case, name))) as archive:
+        with zipfile.ZipFile(io.BytesIO(client.dicom(case, name, job=guide["id"] if guide else None))) as archive:
             for member in archive.namelist():
                 study = orthanc.store(archive.read(member))
                 sent[study] = sent.get(study, 0) + 1

@@ -23,8 +23,7 @@ from hepalign_serve import logs, tracing
 from hepalign_serve.problems import document
 from hepalign_serve.settings import Lane, Replicas, Settings
 from hepalign_serve.shelf import open_shelf, storing
-from hepalign_serve.task import Errand, Pinned
-from hepalign_serve.work import LeftFile
+from hepalign_serve.task import Errand, LeftFile, Pinned
 
 if TYPE_CHECKING:
     from hepalign_serve.pipeline import Pipeline

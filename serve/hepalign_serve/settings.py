@@ -86,7 +86,9 @@ class Settings(_Section):
     metrics_port: int = Field(default=0, ge=0, le=65535, description="0 takes a free one")
     tls: Tls | None = Field(default=None, description="certificate and key (PEM files) of the service's own port")
     ingress_replicas: int = Field(default=1, gt=0, description="processes that speak HTTP")
-    data_folder: Path = Field(default=Path("runs/serve"), description="working folder: images, results, logs")
+    data_folder: Path = Field(
+        default=Path("runs/serve"), description="working folder: images, results, logs; one for all machines"
+    )
     store_url: str = Field(
         default="", description="s3://bucket/prefix that keeps images and results; empty: the data folder does"
     )

@@ -114,14 +114,16 @@ class Gate:
                 issuer=self._oidc.issuer,
                 options={"require": ["exp", "aud", "iss", self._oidc.site_claim]},
             )
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, TypeError, ValueError):
+            # Whatever a token is made of, one that does not verify is a wrong token and never an error of ours.
             return None
         with self._records.read() as session:
             return self._if_active(session.get(Site, str(claims[self._oidc.site_claim])))
 
     def _verifying_key(self, token: str) -> Any:
         if self._published is not None:
-            return self._published.get_signing_key_from_jwt(token).key
+            # With its algorithm: a key is never tried by the one that a token's header asks for.
+            return self._published.get_signing_key_from_jwt(token)
         return self._public_key
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What a replica is asked to do, and the release it is bound to."""
+"""What a replica is asked to do, the release it is bound to, and what it leaves."""
 
 from __future__ import annotations
 
@@ -57,3 +57,13 @@ class Task:
     out: Path
     plan_folder: Path | None = None
     previous_folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class LeftFile:
+    """A result file: `path` relative to the data folder."""
+
+    name: str
+    path: str
+    sha256: str
+    bytes_stored: int

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from hepalign_serve.payload import Received
@@ -29,6 +31,17 @@ def parts(folder: Path) -> dict[int, int]:
     """The chunks that have come: number to bytes."""
     found = {int(path.stem): path.stat().st_size for path in folder.glob("*.part")}
     return dict(sorted(found.items()))
+
+
+def stored_bytes(data_folder: Path, cases: Iterable[str]) -> int:
+    """What the chunks of these cases take."""
+    total = 0
+    for case in cases:
+        for path in (data_folder / "cases" / case / "uploads").glob("*/*.part"):
+            # Another request may have put them together meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size
+    return total
 
 
 def keep(received: Received, folder: Path, part: int, limits: Limits) -> dict[int, int]:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from hepalign_serve.problems import busy, document, not_found
 from hepalign_serve.records import Artifact, Image, Job, Records
 from hepalign_serve.settings import Limits
+from hepalign_serve.task import LeftFile
 
 Kind = Literal["plan", "guide"]
 QUEUED, RUNNING, SUCCEEDED, FAILED = "queued", "running", "succeeded", "failed"
@@ -32,16 +33,6 @@ class Claim:
     attempt: int
     request: dict[str, Any]
     created: float
-
-
-@dataclass(frozen=True)
-class LeftFile:
-    """A result file: `path` relative to the data folder."""
-
-    name: str
-    path: str
-    sha256: str
-    bytes_stored: int
 
 
 def submit(session: Session, *, site: str, case: str, kind: Kind, request: dict[str, Any], limits: Limits) -> Job:
@@ -163,11 +154,12 @@ def typical_s(session: Session, kind: str) -> float | None:
 
 
 def stored_bytes(session: Session, site: str, cases: Any) -> int:
-    """What the site's images and results take."""
+    """What the site's images, those that newer ones replaced, and its results take."""
     own = select(cases.id).where(cases.site_id == site)
     images = session.scalar(select(func.sum(Image.bytes_stored)).where(Image.case_id.in_(own)))
     results = session.scalar(select(func.sum(Artifact.bytes_stored)).where(Artifact.case_id.in_(own)))
-    return int(images or 0) + int(results or 0)
+    replaced = session.scalar(select(func.sum(cases.replaced_bytes)).where(cases.site_id == site))
+    return int(images or 0) + int(results or 0) + int(replaced or 0)
 
 
 def _if_held(held: Claim) -> Any:

@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 TINY = {
     "compose": ["--shape", "32,32,24", "--rounds", "1"],
@@ -37,9 +41,25 @@ def test_each_benchmark_is_run_by_a_test(root: Path) -> None:
     assert names == TINY.keys() | LONG.keys() | NO_FIGURES
 
 
+@pytest.fixture
+def undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """What a script may change for itself is put back: it runs in this process, which has its libraries loaded."""
+    monkeypatch.setenv("HEPALIGN_CACHE", os.environ["HEPALIGN_CACHE"])
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        yield monkeypatch
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("name", sorted(TINY))
-def test_benchmark_prints_figures(root: Path, name: str) -> None:
-    _check(root, name, TINY[name])
+def test_benchmark_prints_figures(
+    root: Path, name: str, undone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = root / "benchmarks" / f"{name}.py"
+    undone.syspath_prepend(script.parent)
+    undone.setattr(sys, "argv", [str(script), *TINY[name]])
+    runpy.run_path(str(script), run_name="__main__")
+    _check_figures(capsys.readouterr().out)
 
 
 @pytest.mark.slow
@@ -49,10 +69,20 @@ def test_long_benchmark_prints_figures(root: Path, name: str) -> None:
     _check(root, name, LONG[name])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_verdicts_on_an_mr_are_measured_too(root: Path) -> None:
+    _check(root, "quality", ["--cases", "1", "--modality", "mr"])
+
+
 def _check(root: Path, name: str, words: list[str]) -> None:
     call = [sys.executable, str(root / "benchmarks" / f"{name}.py"), *words]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    _check_figures(done.stdout)
+
+
+def _check_figures(printed: str) -> None:
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     assert lines
     assert all(line["figure"] and math.isfinite(line["value"]) for line in lines)

@@ -109,6 +109,16 @@ def test_fault_71_a_failing_network_falls_back_to_refinement(
     assert pair.error_mm(result.field_ict_from_pct) < 3.0
 
 
+def test_fault_71_a_hole_that_the_network_could_not_fill_is_told(bundle: Bundle, pair: SmallPair) -> None:
+    def failed(bundle: Bundle, ict: Volume, probe_mask: Volume, prior: Volume | None) -> Inpainted:
+        return Inpainted(ict, probe_mask, ("the inpainting network failed",))
+
+    made = made_plan(bundle, pair.moving, liver=True)
+    result = guide(bundle, made, pair.fixed, pair.probe_mask, engine="fast", inpaint=failed)
+    assert result.degraded
+    assert "the inpainting network failed" in result.warnings
+
+
 def test_fault_72_when_the_fallback_fails_too_nothing_is_warped(
     bundle: Bundle, pair: SmallPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,18 +81,38 @@ def test_fault_32_overlapping_members_are_counted_by_what_they_inflate_to(
     refused(path, "too_large", 413)
 
 
-def test_fault_32_a_million_members(tmp_path: Path) -> None:
+@pytest.mark.parametrize("claimed", [(0xFFFF, 0xFFFFFFFF), (1, 46)], ids=["honest", "few-claimed"])
+def test_fault_32_a_million_members(tmp_path: Path, claimed: tuple[int, int]) -> None:
     entry = b"PK\x01\x02" + bytes(42)
     directory = entry * 1_000_000
     end64 = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1_000_000, 1_000_000, len(directory), 4)
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 4 + len(directory), 1)
-    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, claimed[0], claimed[0], claimed[1], 0xFFFFFFFF, 0)
     (tmp_path / "ct.zip").write_bytes(b"PK\x03\x04" + directory + end64 + locator + end)
     tracemalloc.start()
     refused(tmp_path / "ct.zip", "too_large", 413)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def test_fault_32_members_are_counted_whatever_the_end_record_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 20)
+    path = packed(tmp_path / "ct.zip", {f"{n}.dcm": b"" for n in range(21)})
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2H", content, content.rindex(b"PK\x05\x06") + 8, 1, 1)
+    path.write_bytes(content)
+    refused(path, "too_large", 413)
+
+
+def test_a_locator_before_nothing_is_a_damaged_directory(tmp_path: Path) -> None:
+    content = packed(tmp_path / "ct.zip", {"a.dcm": as_bytes(one(0))}).read_bytes()
+    at = content.rindex(b"PK\x05\x06")
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 1)
+    (tmp_path / "ct.zip").write_bytes(content[:at] + locator + content[at:])
+    refused(tmp_path / "ct.zip", "bad_archive", 422)
 
 
 def test_damaged_encrypted_and_unusual_archives(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from served import OTHER_SITE, Served, problem
 
 from hepalign_serve import audit, sites
@@ -63,7 +64,7 @@ def test_fault_46_keys_that_the_issuer_publishes_and_rotates(tmp_path: Path) -> 
     upgrade(records.engine)
     sites.add_site(records, "clinic")
     keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("old", "new", "never published")}
-    published = ["old"]
+    published, rsa_key = ["old"], rsa.generate_private_key(65537, 2048)
 
     class Published(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -71,6 +72,8 @@ def test_fault_46_keys_that_the_issuer_publishes_and_rotates(tmp_path: Path) -> 
             listed = [
                 algorithm.to_jwk(keys[n].public_key(), as_dict=True) | {"kid": n, "use": "sig"} for n in published
             ]
+            rsa_algorithm = jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256)
+            listed.append(rsa_algorithm.to_jwk(rsa_key.public_key(), as_dict=True) | {"kid": "rsa", "use": "sig"})
             self.send_response(200)
             self.end_headers()
             self.wfile.write(json.dumps({"keys": listed}).encode())
@@ -82,11 +85,17 @@ def test_fault_46_keys_that_the_issuer_publishes_and_rotates(tmp_path: Path) -> 
         url = f"http://127.0.0.1:{issuer.server_address[1]}/keys"
         door = sites.Gate(records, Oidc(issuer="idp", audience="hepalign", jwks_url=url))
 
-        def bearer(name: str) -> str:
+        def bearer(name: str, key: Any = None, algorithm: str = "ES256") -> str:
             claims = {"iss": "idp", "aud": "hepalign", "exp": time.time() + 60, "hepalign_site": "clinic"}
-            return "Bearer " + jwt.encode(claims, keys[name], algorithm="ES256", headers={"kid": name})
+            return "Bearer " + jwt.encode(claims, key or keys[name], algorithm=algorithm, headers={"kid": name})
 
         assert door.site(bearer("old")) == "clinic"
+        assert door.site(bearer("rsa", rsa_key, "RS256")) == "clinic"
+        # A key is for its own algorithm: one that names another kind of key is refused, not an error of ours.
+        for crossed in (bearer("rsa", keys["old"]), bearer("old", rsa_key, "RS256")):
+            with pytest.raises(RequestError) as error:
+                door.site(crossed)
+            assert error.value.status == 401
         published.append("new")
         assert door._published is not None
         door._published.cooldown_duration = 0  # half a minute outside of tests: nobody makes us ask all the time

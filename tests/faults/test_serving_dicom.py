@@ -47,7 +47,10 @@ def case(served: Served, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_fault_48_another_patient(served: Served, case: str, tmp_path: Path) -> None:
+    images = served.data_folder / "cases" / case / "images"
+    before = sorted(images.iterdir())
     problem(send(served, case, "ict", tmp_path, patient="somebody else"), 422, "patient_mismatch")
+    assert sorted(images.iterdir()) == before
 
 
 def test_fault_51_no_dicom_context(served: Served) -> None:

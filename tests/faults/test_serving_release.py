@@ -75,6 +75,24 @@ def test_fault_65_swap_under_load(served: Served, release: Path, tmp_path: Path)
     assert json.loads(next(iter(seen["1"]))) == weights
 
 
+def test_fault_65_a_release_and_its_rollback_reach_guides_while_a_plan_runs(
+    served: Served, release: Path, tmp_path: Path
+) -> None:
+    slow = served.filled_case()
+    before = version(served)
+    made = make_untrained_bundle(tmp_path / "next", seed=1)
+    with served.held("plan"):
+        headers = {"Idempotency-Key": f"held-{slow}"}
+        plan = served.call("POST", f"/v1/cases/{slow}/plan", json={"engine": "learned"}, headers=headers).json()["id"]
+        until(lambda: served.call("GET", f"/v1/jobs/{plan}").json()["state"] == "running")
+        put_in_place(made, release)
+        until(lambda: version(served) == "1")
+        put_in_place(release.with_name("kept"), release)
+        until(lambda: version(served) == before)
+        assert served.call("GET", f"/v1/jobs/{plan}").json()["state"] == "running"
+    until(lambda: served.call("GET", f"/v1/jobs/{plan}").json()["state"] == "succeeded")
+
+
 def test_fault_70_wrong_weights_are_refused(served: Served, release: Path, tmp_path: Path) -> None:
     made = make_untrained_bundle(tmp_path / "bad", seed=2)
     weights = made / "registration.safetensors"

@@ -19,6 +19,7 @@ from hepalign.distributed.workers import train
 from hepalign.errors import UsageError, WorkFailedError
 
 SPACE = {"search": "{trials: 2, space: {losses.style: {log_uniform: [12.0, 1200.0]}}}"}
+pytestmark = pytest.mark.alone
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,10 +12,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 IMAGES = ("train", "serve")
+MAKE_FOLDER = "install --directory --owner=10001 --group=10001 "
 
 
 def dockerfile(image: str) -> Path:
@@ -61,6 +63,23 @@ def test_bases_are_pinned_root_is_dropped_and_what_is_copied_exists(image: str) 
     # the image that runs has no build tools: everything comes from the stage before
     last = [name for name, _ in found][[name for name, _ in found].index("FROM", 1) :]
     assert last.count("FROM") == 1
+
+
+def test_the_volumes_that_our_images_mount_belong_to_who_runs_them() -> None:
+    compose = yaml.safe_load((ROOT / "infra/compose.yaml").read_text(encoding="utf-8"))
+    mounted: dict[str, set[str]] = {image: set() for image in IMAGES}
+    for service in compose["services"].values():
+        for volume in service.get("volumes", []) if "build" in service else []:
+            source, target = volume.split(":")[:2]
+            if source in compose["volumes"]:
+                mounted[Path(service["build"]["dockerfile"]).stem].add(target)
+    for image, targets in mounted.items():
+        found = instructions(image)
+        as_root = found[[name for name, _ in found].index("FROM", 1) : found.index(("USER", "10001:10001"))]
+        steps = [step.strip() for name, words in as_root if name == "RUN" for step in words.split("&&")]
+        made = {step.removeprefix(MAKE_FOLDER) for step in steps if step.startswith(MAKE_FOLDER)}
+        assert targets, image
+        assert targets <= made, image
 
 
 @pytest.mark.parametrize("image", IMAGES)

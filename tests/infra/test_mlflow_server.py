@@ -74,7 +74,7 @@ def mlflow_server(folder: Path, **environment: str) -> Iterator[str]:
 
 def status(address: str, path: str, **headers: str) -> int:
     try:
-        with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers), timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -14,6 +14,7 @@ from small_cohort import small_cohort
 
 ROOT = Path(__file__).parents[2]
 WHERE = "import ray, hepalign; ray.init(); print('driver', hepalign.__file__); print('worker', ray.get(ray.remote(lambda: __import__('hepalign').__file__).remote()))"  # noqa: E501
+pytestmark = pytest.mark.alone
 
 
 @pytest.fixture(scope="module")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pydicom
 import pytest
 import toy_dicom
-from shown_site import Shown
+from shown_site import Shown, result_of
 
 from hepalign.cli.app import run
 from hepalign.errors import WorkFailedError
 from hepalign.image.nifti import write_nifti
 from hepalign_serve import client as client_module
 from hepalign_serve.client import Client, ServiceError
+from hepalign_serve.records import Image
 
 
 @pytest.fixture
@@ -121,6 +125,44 @@ def test_busy_service_is_asked_again(client: Client) -> None:
     asked = answered(client, httpx2.ConnectError("down"), busy, httpx2.Response(200, json={"cases": []}))
     assert client.cases() == []
     assert len(asked) == 3
+
+
+def test_what_the_newest_guide_withheld_is_no_result(shown: Shown, client: Client, tmp_path: Path) -> None:
+    shown = shown.another_case()
+    accepted = shown.add_job("guide", "succeeded", result=result_of("accept"))
+    shown.keep(accepted, {"labels_on_ict.nii.gz": shown.labels(), "inpct.nii.gz": shown.phantom.volumes["ict_clean"]})
+    rejected = shown.add_job("guide", "succeeded", result=result_of("reject"))
+    shown.keep(rejected, {"inpct.nii.gz": shown.phantom.volumes["ict"]})
+    # One that failed takes nothing away.
+    shown.add_job("guide", "failed", problem={"code": "no_overlap"})
+    assert client.case(shown.case)["artifacts"] == ["inpct.nii.gz", "pmr.nii.gz"]
+    with pytest.raises(ServiceError) as error:
+        client.artifact(shown.case, "labels_on_ict.nii.gz", tmp_path)
+    assert (error.value.code, error.value.status) == ("not_found", 404)
+    newest = client.newest(shown.case, "guide")
+    assert newest is not None
+    assert newest["id"] == rejected
+    saved = client.download(shown.case, tmp_path / "all")
+    assert [path.name for path in saved] == ["pmr.nii.gz", "inpct.nii.gz"]
+    kept = shown.folder / f"cases/{shown.case}/jobs/{rejected}/inpct.nii.gz"
+    assert (tmp_path / "all/inpct.nii.gz").read_bytes() == kept.read_bytes()
+    assert client.artifact(shown.case, "labels_on_ict.nii.gz", tmp_path, job=accepted).is_file()
+
+
+def test_results_go_back_as_dicom_after_another_ict_came(shown: Shown, client: Client, tmp_path: Path) -> None:
+    shown = shown.another_case()
+    folder = toy_dicom.write_dicom(shown.phantom.volumes["ict"], tmp_path / "ict")
+    client.upload(shown.case, "ict", folder)
+    with shown.records.read() as session:
+        used = session.get_one(Image, (shown.case, "ict")).path
+    job = shown.add_job("guide", "succeeded", result=result_of("accept"), request={"images": {"ict": used}})
+    shown.keep(job, {"inpct.nii.gz": shown.phantom.volumes["ict_clean"]})
+    write_nifti(shown.phantom.volumes["ict"], tmp_path / "later.nii.gz")
+    client.upload(shown.case, "ict", tmp_path / "later.nii.gz")
+    with zipfile.ZipFile(io.BytesIO(client.dicom(shown.case, "inpct.nii.gz", job=job))) as archive:
+        first = pydicom.dcmread(io.BytesIO(archive.read(archive.namelist()[0])))
+    assert first.PatientID == toy_dicom.PATIENT_ID
+    assert client.dicom(shown.case, "inpct.nii.gz")
 
 
 def test_a_refusal_is_the_problem_document(client: Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from pathlib import Path
@@ -76,6 +77,22 @@ def test_retention_erases_what_nobody_touched(tmp_path: Path) -> None:
     housekeeping.erase(records, Shelf(tmp_path), "old")
     assert housekeeping.sweep(records, Shelf(tmp_path)) == 1
     assert [path.name for path in (tmp_path / "cases").iterdir()] == ["new"]
+
+
+def test_chunks_that_nobody_went_on_with_go_after_a_day(tmp_path: Path) -> None:
+    records: Records = prepare(Settings(data_folder=tmp_path))
+    with records.write() as session:
+        session.add(Site(id="a", created=0.0, revoked=None))
+        session.flush()
+        session.add(CaseRow(id="case", site_id="a", created=0.0, touched=time.time()))
+    folder = tmp_path / "cases/case/uploads/ict"
+    folder.mkdir(parents=True)
+    for name, hours in (("0.part", 25.0), ("dead.partial", 25.0), ("1.part", 23.0)):
+        (folder / name).write_bytes(b"patient")
+        before = time.time() - 3600 * hours
+        os.utime(folder / name, (before, before))
+    assert housekeeping.sweep(records, Shelf(tmp_path)) == 2
+    assert [path.name for path in folder.iterdir()] == ["1.part"]
 
 
 def test_alerts_name_routes_that_exist(root: Path, tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import zipfile
+from copy import deepcopy
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +192,58 @@ def test_results_of_one_anonymous_series_go_into_one_study(source: DicomSeries) 
     nameless.headers[0].StudyInstanceUID = ""
     first, second = kept(nameless), kept(nameless)
     assert first.StudyInstanceUID == second.StudyInstanceUID != ""
+
+
+def without(source: DicomSeries, *keywords: str, **words: str) -> DicomSeries:
+    """The series with these attributes gone from its headers and identity, and others set."""
+    headers = tuple(deepcopy(header) for header in source.headers)
+    for header in headers:
+        for keyword in keywords:
+            delattr(header, keyword)
+        for keyword, value in words.items():
+            setattr(header, keyword, value)
+    gone = {"SeriesInstanceUID": {"series": ""}, "FrameOfReferenceUID": {"frame_of_reference": ""}}
+    identity = source.identity
+    for keyword in keywords:
+        identity = replace(identity, **gone[keyword])
+    return DicomSeries(source.volume, identity, headers)
+
+
+@pytest.mark.parametrize("name", ["pct_on_ict.nii.gz", "labels_on_ict.nii.gz", "overview.png"])
+@pytest.mark.parametrize("gone", [("FrameOfReferenceUID",), ("SeriesInstanceUID",)])
+def test_a_source_without_uids_gets_its_own_and_keeps_them(
+    source: DicomSeries, tmp_path: Path, name: str, gone: tuple[str, ...]
+) -> None:
+    bare = without(source, *gone)
+    (keyword,) = gone
+    assert kept(bare)[keyword].value == kept(bare)[keyword].value != ""
+    one = pydicom.dcmread(exported(name, bare, tmp_path)[0])
+    if keyword == "FrameOfReferenceUID" and name != "overview.png":
+        assert one.FrameOfReferenceUID == kept(bare).FrameOfReferenceUID
+    other = Volume(source.volume.data + 1, source.volume.geometry)
+    another = DicomSeries(other, bare.identity, bare.headers)
+    if keyword == "SeriesInstanceUID":
+        assert kept(another).SeriesInstanceUID != kept(bare).SeriesInstanceUID
+
+
+@pytest.mark.parametrize("name", ["pct_on_ict.nii.gz", "labels_on_ict.nii.gz"])
+def test_times_are_of_the_sources_zone(source: DicomSeries, tmp_path: Path, name: str) -> None:
+    path, _ = artifact(name, tmp_path)
+    made = datetime(2026, 7, 1, 23, 30, tzinfo=UTC).timestamp()
+    os.utime(path, (made, made))
+
+    def first(series: DicomSeries) -> pydicom.Dataset:
+        with zipfile.ZipFile(io.BytesIO(export(name, path, RESULT, kept(series)))) as archive:
+            return pydicom.dcmread(io.BytesIO(archive.read(archive.namelist()[0])))
+
+    told = first(without(source, TimezoneOffsetFromUTC="+0200"))
+    assert told.TimezoneOffsetFromUTC == "+0200"
+    assert (told.ContentDate, told.ContentTime) == ("20260702", "013000")
+    # The study's times are the scanner's: a zone that the source does not name is not made up.
+    for silent in (source, without(source, TimezoneOffsetFromUTC="summer")):
+        told = first(silent)
+        assert "TimezoneOffsetFromUTC" not in told
+        assert told.ContentTime == datetime.fromtimestamp(made).strftime("%H%M%S")
 
 
 def test_vault_hides_and_gives_back(source: DicomSeries, tmp_path: Path) -> None:

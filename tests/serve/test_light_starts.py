@@ -16,6 +16,14 @@ def test_starting_the_service_loads_no_heavy_library(module: str) -> None:
     assert _said(f"import sys, {module}; {HEAVY}") == "[]"
 
 
+def test_a_computing_replica_loads_no_database_and_no_other_peoples_formats() -> None:
+    unneeded = {"sqlalchemy", "cryptography", "SimpleITK", "h5py"}
+    code = (
+        f"import sys, hepalign_serve.replicas, hepalign_serve.pipeline; print({unneeded} & sys.modules.keys() or None)"
+    )
+    assert _said(code) == "None"
+
+
 @pytest.mark.parametrize("folder", [True, False])
 def test_a_folder_and_the_starter_are_found_without_them(tmp_path: Path, folder: bool) -> None:
     if folder:

@@ -45,12 +45,17 @@ class FakeOrthanc(BaseHTTPRequestHandler):
 class FakeClient:
     def __init__(self) -> None:
         self.uploads: dict[str, bytes] = {}
+        self.newest_guides = iter([{"id": "guide-1"}, {"id": "guide-2"}])
 
     def upload(self, case: str, role: str, path: Path) -> None:
         self.uploads[f"{case}/{role}"] = path.read_bytes()
 
-    def dicom(self, case: str, name: str) -> bytes:
-        return zipped(f"{case} {name}".encode(), b"second")
+    def newest(self, case: str, kind: str) -> dict[str, str]:
+        assert kind == "guide"
+        return next(self.newest_guides)
+
+    def dicom(self, case: str, name: str, *, job: str | None = None) -> bytes:
+        return zipped(f"{case} {name} {job}".encode(), b"second")
 
 
 @pytest.fixture
@@ -71,7 +76,13 @@ def test_a_series_goes_into_the_case_as_it_is(orthanc: Orthanc) -> None:
 def test_results_are_stored_instance_by_instance(orthanc: Orthanc) -> None:
     sent = return_artifacts(orthanc, FakeClient(), "case-1", ["pmr_on_ict.nii.gz"])  # type: ignore[arg-type]
     assert sent == {"study-1": 2}
-    assert FakeOrthanc.stored == [b"case-1 pmr_on_ict.nii.gz", b"second"]
+    assert FakeOrthanc.stored == [b"case-1 pmr_on_ict.nii.gz guide-1", b"second"]
+
+
+def test_all_results_are_of_one_guide(orthanc: Orthanc) -> None:
+    names = ["pmr_on_ict.nii.gz", "labels_on_ict.nii.gz"]
+    assert return_artifacts(orthanc, FakeClient(), "case-1", names) == {"study-1": 4}  # type: ignore[arg-type]
+    assert [stored.split()[-1] for stored in FakeOrthanc.stored[::2]] == [b"guide-1", b"guide-1"]
 
 
 def test_an_unknown_series_is_an_error_that_says_so(orthanc: Orthanc) -> None:

@@ -68,6 +68,23 @@ def test_what_nobody_promoted_is_not_served_but_may_be_a_shadow(shelf: Shelf, tm
         pin(CHAMPION, shelf)
 
 
+def test_a_release_that_was_read_half_written_is_copied_again(shelf: Shelf, tmp_path: Path) -> None:
+    made = small_release(tmp_path / "5", 5)
+    weights = made / "registration.safetensors"
+    whole = weights.read_bytes()
+    for half in (whole[: len(whole) // 2], None):
+        weights.unlink()
+        if half is not None:
+            weights.write_bytes(half)
+        with pytest.raises(BadInputError) as error:
+            pin(str(made), shelf, verify=False)
+        assert error.value.code == "weights_digest"
+        assert list((shelf.folder / "releases").iterdir()) == []
+    weights.write_bytes(whole)
+    pinned = pin(str(made), shelf, verify=False)
+    assert load_bundle(shelf.folder / pinned.key).digests == pinned.networks
+
+
 def test_weights_that_are_not_the_pinned_ones_are_refused(shelf: Shelf, tmp_path: Path) -> None:
     pinned = pin(str(small_release(tmp_path / "4", 4)), shelf, verify=False)
     weights = shelf.folder / pinned.key / "registration.safetensors"

@@ -19,7 +19,7 @@ import httpx2
 import psutil
 import pytest
 from certificates import make_certificate
-from flaky_s3 import flaky_s3
+from flaky_s3 import bucket
 from postgres import fresh_database
 from served import Served, boot, replicas
 
@@ -187,12 +187,7 @@ def test_production_set_up(postgres: str, tmp_path: Path, monkeypatch: pytest.Mo
     """PostgreSQL, S3, TLS, two ingress replicas, and a lane that grows under load."""
     make_certificate(tmp_path / "tls")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "tls" / "edge.crt"))
-    with flaky_s3() as bucket:
-        for name, value in {"ENDPOINT_URL": bucket.url, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret",
-                            "DEFAULT_REGION": "us-east-1"}.items():  # fmt: skip
-            monkeypatch.setenv(f"AWS_{name}", value)
-        s3.client.cache_clear()
-        s3.client().create_bucket(Bucket="production")
+    with bucket("production"):
         told = {
             "database_url": fresh_database(postgres, "production"),
             "store_url": "s3://production/hepalign",
@@ -221,7 +216,6 @@ def test_production_set_up(postgres: str, tmp_path: Path, monkeypatch: pytest.Mo
             assert {key.rpartition("/")[2] for key in kept} >= {"plan.json", "result.json", "field_ict_from_pct.nii.gz"}
             assert served.call("DELETE", f"/v1/cases/{case}").status_code == 204
             assert s3.list_keys("production", f"hepalign/cases/{case}/") == []
-        s3.client.cache_clear()
 
 
 def test_load_and_memory(root: Path, tmp_path: Path) -> None:

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flaky_s3
 import httpx2
+import numpy as np
 import pytest
-from flaky_s3 import FlakyS3, flaky_s3
-from served import problem, small_ct
+from flaky_s3 import FlakyS3
+from served import nifti_bytes, problem, small_ct
 
 from hepalign.cases import s3
 from hepalign.cases.store import Shelf
 from hepalign.errors import BadInputError
+from hepalign.image.geometry import Geometry
+from hepalign.image.volume import Volume
 from hepalign_serve import housekeeping, sites
 from hepalign_serve.api import create_app
 from hepalign_serve.records import Records
@@ -26,18 +30,11 @@ URL = "s3://hospital/hepalign"
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
-    with flaky_s3() as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3.client.cache_clear()
-        s3.client().create_bucket(Bucket="hospital")
+def bucket() -> Iterator[FlakyS3]:
+    with flaky_s3.bucket("hospital") as proxy:
         yield proxy
         proxy.faults.clear()
         s3.erase("hospital", s3.list_keys("hospital", ""))
-    s3.client.cache_clear()
 
 
 class Machine:
@@ -123,6 +120,27 @@ def test_erasing_takes_every_object(machines: tuple[Machine, Machine], tmp_path:
     Shelf(two.settings.data_folder, URL).keep(f"cases/{case}/late.json")
     assert housekeeping.sweep(one.records, Shelf(one.settings.data_folder, URL)) == 1
     assert [key for key in s3.list_keys("hospital", "") if case in key] == []
+
+
+def test_a_refused_image_leaves_no_object_and_takes_none_away(
+    machines: tuple[Machine, Machine], tmp_path: Path
+) -> None:
+    one, two = machines
+    case = one.call("POST", "/v1/cases", json={}).json()["id"]
+    path = f"/v1/cases/{case}/images/ict-liver"
+    livers = []
+    for size in (4, 5, 6):
+        data = np.zeros((12, 12, 12), np.uint8)
+        data[:size] = 1
+        far = Geometry.from_spacing(data.shape, 6.0, origin_mm=(9000.0, 9000.0, 9000.0))
+        livers.append(nifti_bytes(Volume(data, far), tmp_path))
+    assert [one.call("PUT", path, content=liver).status_code for liver in livers[:2]] == [201, 201]
+    assert one.call("PUT", f"/v1/cases/{case}/images/ict", content=small_ct(tmp_path)).status_code == 201
+    kept = s3.list_keys("hospital", "")
+    # The first liver may be a job's; the other machine has none of the files yet.
+    for sent in (livers[0], livers[2]):
+        problem(two.call("PUT", path, content=sent), 422, "frame_mismatch")
+        assert s3.list_keys("hospital", "") == kept
 
 
 def test_fault_68_object_store_away(machines: tuple[Machine, Machine], bucket: FlakyS3, tmp_path: Path) -> None:

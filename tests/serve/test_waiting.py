@@ -108,10 +108,21 @@ def test_a_key_stays_with_the_answer_that_waits(records: Records, monkeypatch: p
     monkeypatch.setattr(waiting, "RENEW_EVERY_S", 0.05)
     monkeypatch.setattr(waiting, "UNSEEN_S", 0.05)
     jobs = {key: add(records, key) for key in ("waited", "other")}
-    asyncio.run(Waiting(records, Ends().after).ended(jobs["waited"], ("a", "waited"), 0.5))
-    with records.read() as session:
-        assert session.get_one(IdempotencyKey, ("a", "waited")).answering_until > time.time()
-        assert session.get_one(IdempotencyKey, ("a", "other")).answering_until == 0.0
+    begun = time.time()
+
+    def until(key: str) -> float:
+        with records.read() as session:
+            return session.get_one(IdempotencyKey, ("a", key)).answering_until
+
+    async def renewed() -> None:
+        waits = asyncio.create_task(Waiting(records, Ends().after).ended(jobs["waited"], ("a", "waited"), 60))
+        while until("waited") < begun and not waits.done():
+            await asyncio.sleep(0.05)
+        waits.cancel()
+
+    asyncio.run(renewed())
+    assert until("waited") > begun
+    assert until("other") == 0.0
 
 
 def test_a_database_that_is_away_is_said_to_whoever_waits(records: Records) -> None:

@@ -13,6 +13,7 @@ from hepalign_serve import housekeeping, work
 from hepalign_serve.problems import RequestError
 from hepalign_serve.records import Artifact, Job, Records
 from hepalign_serve.settings import Limits
+from hepalign_serve.task import LeftFile
 
 pytestmark = pytest.mark.usefixtures("one_case")
 
@@ -49,7 +50,7 @@ def test_a_lost_attempt_does_not_count(records: Records) -> None:
     again = work.claim(records, "guide", 2)
     assert again is not None
     assert again.attempt == 2
-    left = [work.LeftFile("result.json", "p", "0", 1)]
+    left = [LeftFile("result.json", "p", "0", 1)]
     assert not work.renew(records, lost, "late", 0.9)
     assert not work.succeed(records, lost, {"from": "lost"}, left)
     assert work.succeed(records, again, {"from": "again"}, left)
@@ -100,7 +101,7 @@ def test_erasing_a_case_takes_everything_of_it(records: Records, tmp_path: Path)
     (tmp_path / "cases" / "case").mkdir(parents=True)
     housekeeping.erase(records, Shelf(tmp_path), "case")
     assert not work.renew(records, held, "late", 0.5)
-    assert not work.succeed(records, held, {}, [work.LeftFile("result.json", "p", "0", 1)])
+    assert not work.succeed(records, held, {}, [LeftFile("result.json", "p", "0", 1)])
     with records.read() as session:
         assert session.get(Job, job) is None
         assert session.query(Artifact).count() == 0

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
 from moto.server import ThreadedMotoServer
+
+from hepalign.cases import s3
 
 SKIP_HEADERS = {"transfer-encoding", "connection", "content-length", "date", "server"}
 
@@ -109,3 +112,17 @@ def flaky_s3() -> Iterator[FlakyS3]:
     finally:
         proxy.close()
         server.stop()
+
+
+@contextmanager
+def bucket(name: str) -> Iterator[FlakyS3]:
+    """A bucket behind the proxy, and the surroundings that lead this process and its children to it."""
+    with flaky_s3() as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3.client.cache_clear()
+        s3.client().create_bucket(Bucket=name)
+        yield proxy
+    s3.client.cache_clear()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hepalign.inference.bundle import config_digest
 from hepalign.nets.checkpoint import save_weights
 from hepalign.nets.cyclegan import GeneratorConfig, ResNetGenerator
 from hepalign.nets.partial_conv import PConvUNet
@@ -67,7 +68,13 @@ def evaluation(
         "schema": 1,
         "provenance": {
             "cohort": {"name": "made-up", "digest": "c" * 64, "split": "test"},
-            "release": {"digests": {stage: entry["sha256"] for stage, entry in manifest["networks"].items()}},
+            "release": {
+                "digests": {stage: entry["sha256"] for stage, entry in manifest["networks"].items()},
+                "config_digests": {
+                    stage: config_digest(json.loads((release / f"{stage}.json").read_text(encoding="utf-8")))
+                    for stage in manifest["networks"]
+                },
+            },
         },
         "cases": rows,
         "table": table,

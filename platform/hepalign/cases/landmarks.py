@@ -64,8 +64,13 @@ def write_landmarks(landmarks: Landmarks, path: Path) -> None:
     path.write_text(format_landmarks(landmarks), encoding="utf-8")
 
 
-def parse_landmarks(text: str, *, name: str) -> Landmarks:
-    """Landmarks from CSV text with the columns name, x, y, z (mm, RAS); `name` stands for the file in errors.
+def parse_landmarks(text: str, *, name: str, unnamed: bool = False) -> Landmarks:
+    """Landmarks from CSV text with the columns name, x, y, z (mm, RAS).
+
+    Args:
+        text: the table.
+        name: stands for the file in errors.
+        unnamed: the column of names may be missing; the points are then called 1, 2, ….
 
     Raises:
         BadInputError: `bad_landmarks` for a missing column, a coordinate that is not a finite number, or a name
@@ -77,8 +82,9 @@ def parse_landmarks(text: str, *, name: str) -> Landmarks:
         rows, columns = list(reader), set(reader.fieldnames or ())
     except csv.Error as error:
         raise BadInputError(f"{name}: is no CSV text", code="bad_landmarks") from error
-    if not set(COLUMNS) <= columns:
-        raise BadInputError(f"{name}: the first line must name the columns {','.join(COLUMNS)}", code="bad_landmarks")
+    if not set(COLUMNS[1:] if unnamed else COLUMNS) <= columns:
+        wanted = ",".join(COLUMNS) + (" or x,y,z" if unnamed else "")
+        raise BadInputError(f"{name}: the first line must name the columns {wanted}", code="bad_landmarks")
     names: list[str] = []
     points: list[list[float]] = []
     for number, row in enumerate(rows, start=2):
@@ -86,7 +92,7 @@ def parse_landmarks(text: str, *, name: str) -> Landmarks:
             point = [float(row[axis]) for axis in COLUMNS[1:]]
         except (TypeError, ValueError):
             point = [np.nan]
-        label = (row["name"] or "").strip()
+        label = (row["name"] or "").strip() if "name" in columns else str(number - 1)
         if not np.isfinite(point).all() or not label or label in names:
             raise BadInputError(
                 f"{name}: line {number} needs a name of its own and three finite millimetre coordinates",
@@ -97,10 +103,10 @@ def parse_landmarks(text: str, *, name: str) -> Landmarks:
     return Landmarks(tuple(names), np.array(points, dtype=np.float64).reshape(-1, 3))
 
 
-def read_landmarks(path: Path) -> Landmarks:
+def read_landmarks(path: Path, *, unnamed: bool = False) -> Landmarks:
     """Landmarks of a CSV file; errors as `parse_landmarks`."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BadInputError(f"{path.name}: landmarks are UTF-8 CSV text", code="bad_landmarks") from error
-    return parse_landmarks(text, name=path.name)
+    return parse_landmarks(text, name=path.name, unnamed=unnamed)

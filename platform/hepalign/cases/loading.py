@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hepalign.cases.case import Split
-from hepalign.errors import BadInputError
+from hepalign.errors import BadInputError, HepalignError
 
 Sample = dict[str, Tensor | str]
 Batch = dict[str, object]
@@ -83,12 +83,12 @@ class EpochLoader:
         if self._workers == 0:
             return _read_ahead(collate([self._samples[n] for n in batch]) for batch in self._batches)
         # fork would copy torch's threads in an unknown state
-        return iter(
+        return _raising(
             DataLoader(
-                self._samples,
+                _Returning(self._samples),
                 batch_sampler=self._batches,
                 num_workers=self._workers,
-                collate_fn=collate,
+                collate_fn=_collate_sound,
                 multiprocessing_context="forkserver",
             )
         )
@@ -127,6 +127,31 @@ class _EpochSamples(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         index, again = self._order[position]
         return self._maker.make(index, np.random.default_rng((*self._seeds, index, again)))
+
+
+class _Returning(Dataset[Sample | HepalignError]):
+    """The same samples, and our errors in their place: torch raises a process's error anew, without its code."""
+
+    def __init__(self, samples: _EpochSamples) -> None:
+        self._samples = samples
+
+    def __getitem__(self, position: int) -> Sample | HepalignError:
+        try:
+            return self._samples[position]
+        except HepalignError as error:
+            return error
+
+
+def _collate_sound(samples: Sequence[Sample | HepalignError]) -> Batch | HepalignError:
+    failed = [sample for sample in samples if isinstance(sample, HepalignError)]
+    return failed[0] if failed else collate(cast("Sequence[Sample]", samples))
+
+
+def _raising(batches: Iterable[Batch | HepalignError]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, HepalignError):
+            raise batch
+        yield batch
 
 
 def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,8 @@ Arrays = dict[str, NDArray[np.generic]]
 PREPARED_VERSION = 3
 # What is kept of prepared arrays; those unused for longest go first.
 DEFAULT_CACHE_GB = 50.0
+# A process at work touches its folder more often; what is older was left by one that was killed.
+STALE_S = 24 * 3600.0
 
 
 def cache_folder() -> Path:
@@ -60,10 +64,15 @@ def prepared(key: str, make: Callable[[], Arrays]) -> Arrays:
 
 
 def _opened(folder: Path) -> Arrays | None:
+    """The arrays of a folder; None where it is missing or empty, or was damaged and is now removed."""
     try:
         os.utime(folder)
-        return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+        return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))} or None
     except FileNotFoundError:
+        return None
+    except (EOFError, ValueError):
+        # a file cut short, as a machine that fell leaves it
+        _remove(folder)
         return None
     except OSError as error:
         raise cache_unusable() from error
@@ -76,13 +85,13 @@ def _prepare(folder: Path, arrays: Arrays) -> None:
         try:
             for name, array in arrays.items():
                 np.save(partial / f"{name}.npy", array)
-            if not folder.is_dir():
-                partial.rename(folder)
+            # onto an empty folder it succeeds, onto one with files it fails
+            partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         # another process may have been first: its arrays are the same
-        if not folder.is_dir():
+        if _opened(folder) is None:
             raise cache_unusable() from error
 
 
@@ -92,15 +101,27 @@ def _forget_oldest(root: Path, keep: Path) -> None:
     found = []
     for folder in root.glob("*/*"):
         with suppress(OSError):
-            size = sum(path.stat().st_size for path in folder.iterdir())
-            found.append((folder.stat().st_mtime, size, folder))
+            used = folder.stat().st_mtime
+            if folder.name.startswith(".") and used < time.time() - STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            found.append((used, sum(path.stat().st_size for path in folder.iterdir()), folder))
     total = sum(size for _, size, _ in found)
     for _, size, folder in sorted(found):
         if total <= budget:
             return
         if folder != keep and not folder.name.startswith("."):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             total -= size
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder under another name, so that no reader and no kill ever meets half of it."""
+    doomed = folder.with_name(f".gone-{uuid.uuid4().hex}")
+    # another process may have been first
+    with suppress(OSError):
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def cache_unusable() -> WorkFailedError:

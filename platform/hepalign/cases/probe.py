@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import coarse_body_mask
-from hepalign.image.nifti import read_nifti
+from hepalign.image.read import read_volume
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.transform.warp import bounding_box
@@ -37,20 +37,26 @@ NAME = "probe mask"
 
 def box_mask(low_mm: Points, high_mm: Points, geometry: Geometry) -> Volume:
     """Voxels whose centre lies in a box with faces along the world's axes."""
-    points = geometry.grid_mm()
-    inside = ((points >= np.asarray(low_mm)) & (points <= np.asarray(high_mm))).all(axis=-1)
-    return Volume(np.asarray(inside), geometry)
+    mask = np.zeros(geometry.shape, bool)
+    # a probe is small: world positions of the whole iCT would take a hundred times its bytes
+    box = geometry.index_box(low_mm, high_mm)
+    points = geometry.grid_mm(box)
+    mask[box] = ((points >= np.asarray(low_mm)) & (points <= np.asarray(high_mm))).all(axis=-1)
+    return Volume(mask, geometry)
 
 
 def polygon_mask(points_mm: Points, z_mm: tuple[float, float], geometry: Geometry) -> Volume:
     """Voxels whose centre lies in an axial polygon (N, 2: x, y) from one height to another (even-odd rule)."""
-    grid = geometry.grid_mm()
+    polygon = np.asarray(points_mm, np.float64)
     # Polygons of neighbouring slices must leave no gap: a voxel within half its thickness belongs.
     thick = 0.5 * float(np.abs(geometry.affine[2, :3]).max())
-    level = (grid[..., 2] >= z_mm[0] - thick) & (grid[..., 2] <= z_mm[1] + thick)
-    inside = np.zeros(geometry.shape, bool)
-    inside[level] = _in_polygon(grid[level][:, :2], np.asarray(points_mm, np.float64))
-    return Volume(inside, geometry)
+    low, high = z_mm[0] - thick, z_mm[1] + thick
+    box = geometry.index_box((*polygon.min(axis=0), low), (*polygon.max(axis=0), high))
+    grid = geometry.grid_mm(box)
+    level = (grid[..., 2] >= low) & (grid[..., 2] <= high)
+    mask = np.zeros(geometry.shape, bool)
+    mask[box][level] = _in_polygon(grid[level][:, :2], polygon)
+    return Volume(mask, geometry)
 
 
 def voxel_mask(mask: Volume, geometry: Geometry, warnings: list[str] | None = None, *, name: str = NAME) -> Volume:
@@ -61,7 +67,8 @@ def voxel_mask(mask: Volume, geometry: Geometry, warnings: list[str] | None = No
     """
     if mask.geometry.same_grid(geometry):
         return Volume(mask.as_mask(), geometry)
-    if not geometry.contains(mask.geometry.grid_mm()[::4, ::4, ::4]).any():
+    every_fourth = mask.geometry.grid_mm((slice(None, None, 4),) * 3)
+    if not geometry.contains(every_fourth).any():
         raise BadInputError(f"{name}: lies in another frame than the iCT; draw it on the iCT", code="frame_mismatch")
     if warnings is not None:
         warnings.append(f"{name}: was on another grid and was resampled to the iCT's")
@@ -121,24 +128,26 @@ def check_mask_on_body(mask: Volume, body: Volume, *, name: str = NAME) -> None:
         )
 
 
-def read_probe_mask(path: Path, ict: Volume, *, report: list[str] | None = None, name: str | None = None) -> Volume:
-    """The checked mask of a file: JSON shapes, or a NIfTI mask on any grid of the iCT's frame.
+def read_probe_mask(
+    path: Path, geometry: Geometry, body: Volume, *, report: list[str] | None = None, name: str = NAME
+) -> Volume:
+    """The checked mask of a file: JSON shapes, or an image of the mask on any grid of the iCT's frame.
 
     Args:
-        path: `.json`, or NIfTI.
-        ict: what the mask belongs to.
+        path: `.json`, or what `read_volume` reads.
+        geometry: the iCT's.
+        body: the iCT's `coarse_body_mask`.
         report: warnings are appended here.
-        name: what errors call the file; its base name by default.
+        name: what errors call it.
 
     Raises:
-        BadInputError: as `parse_probe_mask`, `voxel_mask`, `check_probe_mask` and `read_nifti`.
+        BadInputError: as `parse_probe_mask`, `voxel_mask`, `check_mask_on_body` and `read_volume`.
     """
-    name = path.name if name is None else name
     if path.suffix == ".json":
-        mask = parse_probe_mask(path.read_bytes(), ict.geometry, name=name)
+        mask = parse_probe_mask(path.read_bytes(), geometry, name=name)
     else:
-        mask = voxel_mask(read_nifti(path, name=name), ict.geometry, report, name=name)
-    check_probe_mask(mask, ict, name=name)
+        mask = voxel_mask(read_volume(path, name=name, report=report), geometry, report, name=name)
+    check_mask_on_body(mask, body, name=name)
     return mask
 
 
@@ -163,7 +172,7 @@ def _shape_mask(shape: object, geometry: Geometry, name: str) -> Volume:
             raise _bad(name, "a box's low_mm lies below its high_mm on every axis")
         return box_mask(low, high, geometry)
     if shape.get("kind") == "polygon":
-        points = _numbers(shape, "points_mm", (None, 2), name)
+        points = _without_repeats(_numbers(shape, "points_mm", (None, 2), name))
         z = np.sort(_numbers(shape, "z_mm", (2,), name))
         if not 3 <= len(points) <= MOST_VERTICES:
             raise _bad(name, f"a polygon has 3 to {MOST_VERTICES} points")
@@ -197,6 +206,12 @@ def _in_polygon(points: Points, polygon: Points) -> NDArray[np.bool_]:
             crossing = (ay > y) != (by > y)
             inside ^= crossing & (x < ax + (y - ay) * (bx - ax) / (by - ay))
     return inside
+
+
+def _without_repeats(polygon: Points) -> Points:
+    """The polygon without vertices that repeat the one before: many tools close it with its first point."""
+    moves: NDArray[np.bool_] = (polygon != np.roll(polygon, 1, axis=0)).any(axis=1)
+    return polygon[moves]
 
 
 def _crosses_itself(polygon: Points) -> bool:

@@ -173,12 +173,13 @@ def _longest_run(positions: Points, gap_mm: float) -> tuple[float, float]:
 
 def _around(needles: list[_Line], geometry: Geometry) -> NDArray[np.bool_]:
     """Capsules about the needles, past both ends as far as their streaks are dark."""
-    grid = geometry.grid_mm()
     mask = np.zeros(geometry.shape, bool)
     margin_mm = ARTEFACT_MARGIN_MM[any(_apart(needle, needles[0]) > NEEDLE_RADIUS_MM * 2 for needle in needles)]
     for needle in needles:
+        radius_mm = needle.half_width_mm + margin_mm
         first, last = needle.start - EXTENSION_MM * needle.heading, needle.end + EXTENSION_MM * needle.heading
-        share = np.clip((grid - first) @ needle.heading / np.linalg.norm(last - first), 0, 1)
-        gap = np.linalg.norm(grid - first - share[..., None] * (last - first), axis=-1)
-        mask |= gap < needle.half_width_mm + margin_mm
+        box = geometry.index_box(np.minimum(first, last) - radius_mm, np.maximum(first, last) + radius_mm)
+        offset = geometry.grid_mm(box) - first
+        share = np.clip(offset @ needle.heading / np.linalg.norm(last - first), 0, 1)
+        mask[box] |= np.linalg.norm(offset - share[..., None] * (last - first), axis=-1) < radius_mm
     return mask

@@ -21,7 +21,7 @@ from hepalign.cases.placing import mask_centre_mm, placed_grid
 from hepalign.cases.prepared import Arrays
 from hepalign.cases.samples import Source, StageData, loader_of
 from hepalign.image.geometry import Geometry
-from hepalign.image.intensity import SOFT_TISSUE_WINDOW_HU, body_mask, ct_to_unit, normalise_mr
+from hepalign.image.intensity import MR_BODY_UNIT, SOFT_TISSUE_WINDOW_HU, body_mask, ct_to_unit, normalise_mr
 from hepalign.image.resample import resample
 from hepalign.image.resample_labels import resample_labels
 from hepalign.image.volume import Volume
@@ -29,6 +29,7 @@ from hepalign.transform import linear
 from hepalign.transform.displacement import DisplacementField, invert, resample_field
 
 Pair = Literal["ict_from_pct", "pct_from_ict", "pct_from_pmr", "single"]
+Judge = Literal["truth", "livers", "images"]
 PROBE = "ict_probe_mask"
 SINGLES = ("pct", "ict_clean", "pmr_true_ct")
 SINGLE_BLUR_VOXELS = 0.6
@@ -82,10 +83,13 @@ class _Source(Source):
     truth: str | None
 
     @property
+    def livers(self) -> list[str]:
+        return [f"{self.fixed[:3]}_liver", f"{self.moving[:3]}_liver"]
+
+    @property
     def names(self) -> list[str]:
-        livers = [f"{self.fixed[:3]}_liver", f"{self.moving[:3]}_liver"]
         probe = [PROBE, "ict_clean"] if "ict" in (self.fixed, self.moving) else []
-        wanted = [self.fixed, self.moving, *livers, *probe, *([self.truth] if self.truth else [])]
+        wanted = [self.fixed, self.moving, *self.livers, *probe, *([self.truth] if self.truth else [])]
         return [name for name in dict.fromkeys(wanted) if self.case.has(name)]
 
 
@@ -108,14 +112,35 @@ def _sources(cohort: Cohort, case: Case, config: RegistrationData) -> list[_Sour
     return found
 
 
+def _split_sources(cohorts: Sequence[Cohort], config: RegistrationData, split: Split) -> list[_Source]:
+    return [s for cohort in cohorts for case in cohort.cases(split) for s in _sources(cohort, case, config)]
+
+
+def _judged(sources: Sequence[_Source]) -> tuple[Judge, list[_Source]]:
+    """What validation can judge by, and the pairs that it can: with a true field, else with both livers, else all.
+
+    A mean over pairs that know their error and others that do not would be too small. Single images are validated on
+    only where there is nothing else; their warp is known.
+    """
+    pairs = [source for source in sources if source.pair != "single"]
+    if known := [source for source in pairs if source.truth]:
+        return "truth", known
+    if labelled := [source for source in pairs if source.case.has(*source.livers)]:
+        return "livers", labelled
+    return ("images", pairs) if pairs else ("truth", list(sources))
+
+
+def validated_by(cohorts: Sequence[Cohort], config: RegistrationData) -> Judge:
+    """What the validation split's pairs can be judged by; all of them can."""
+    return _judged(_split_sources(cohorts, config, "val"))[0]
+
+
 class _RegistrationSamples:
     def __init__(self, cohorts: Sequence[Cohort], config: RegistrationData, split: Split) -> None:
         self._config = config
         self._train = split == "train"
-        sources = [s for cohort in cohorts for case in cohort.cases(split) for s in _sources(cohort, case, config)]
-        pairs = [source for source in sources if source.pair != "single"]
-        # validation is about real pairs; single images only where there is nothing else
-        self._sources = sources if self._train or not pairs else pairs
+        sources = _split_sources(cohorts, config, split)
+        self._sources = sources if self._train else _judged(sources)[1]
 
     def __len__(self) -> int:
         return len(self._sources) * self._config.samples_per_pair
@@ -188,6 +213,7 @@ class _RegistrationSamples:
             "stage": "registration",
             "pair": source.pair,
             "names": [source.fixed, source.moving, *source.names],
+            "scanned_mm": source.case.attributes.get("scanned_mm"),
         }
         return source.prepared(source.names, recipe, lambda: _PairMaker(source, self._config).arrays())
 
@@ -306,7 +332,7 @@ def _body(volume: Volume, name: str) -> Volume:
     if name != "pmr":
         return body_mask(volume)
     scaled, _ = normalise_mr(volume)
-    return volume.with_data(scaled > -0.8)
+    return volume.with_data(scaled > MR_BODY_UNIT)
 
 
 def _inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

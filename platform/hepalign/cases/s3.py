@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,8 @@ _DIGEST_KEY = "sha256"
 # botocore waits up to 1, 2, 4, 8 s between them.
 REQUEST_ATTEMPTS = 5
 _STREAM_ATTEMPTS = 6
+# A condition that no longer holds, and two conditional writes at once.
+_OVERTAKEN = (412, 409)
 
 # A body that breaks off: botocore retries requests, never a body that is being read.
 _BROKEN_STREAM = (
@@ -120,11 +122,41 @@ def _unavailable(name: str) -> WorkFailedError:
 
 def read_object(bucket: str, key: str) -> bytes:
     """A small object's bytes; errors as `named_errors`."""
+    return read_tagged(bucket, key)[0]
+
+
+def read_tagged(bucket: str, key: str) -> tuple[bytes, str]:
+    """A small object's bytes and its ETag, for `replace_object`; errors as `named_errors`."""
     with named_errors(_base(key)):
         for attempt in stamina.retry_context(on=_BROKEN_STREAM, attempts=_STREAM_ATTEMPTS, wait_initial=0.05):
             with attempt:
-                data = client().get_object(Bucket=bucket, Key=key)["Body"].read()
-    return data
+                found = client().get_object(Bucket=bucket, Key=key)
+                data = found["Body"].read()
+    return data, found["ETag"]
+
+
+def replace_object(bucket: str, key: str, data: bytes, tag: str | None) -> bool:
+    """Write a small object if it is still the one that was read; errors as `named_errors`.
+
+    Args:
+        bucket: where it lies.
+        key: its name.
+        data: its new bytes.
+        tag: its ETag when it was read; None where there was none.
+
+    Returns:
+        False, and nothing is written, where another writer was faster.
+    """
+    checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    put = partial(client().put_object, Bucket=bucket, Key=key, Body=data, ChecksumSHA256=checksum)
+    with named_errors(_base(key)):
+        try:
+            put(IfNoneMatch="*") if tag is None else put(IfMatch=tag)
+        except botocore.exceptions.ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _OVERTAKEN:
+                return False
+            raise
+    return True
 
 
 def list_keys(bucket: str, prefix: str) -> list[str]:

@@ -18,12 +18,10 @@ from hepalign.cases.loading import Sample
 from hepalign.cases.placing import covering_grid
 from hepalign.cases.prepared import Arrays
 from hepalign.cases.samples import Source, StageData, loader_of
-from hepalign.image.intensity import CT_WINDOW_HU, body_mask, ct_to_unit, normalise_mr
+from hepalign.image.intensity import CT_WINDOW_HU, MR_BODY_UNIT, body_mask, ct_to_unit, normalise_mr
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 
-# unit-scale MR above this is taken for the patient when patches are placed
-MR_BODY_UNIT = -0.8
 # A CT is air beyond this distance from the patient: no MR shows the couch.
 COUCH_MARGIN_MM = 8.0
 

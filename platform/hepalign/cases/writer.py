@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +20,7 @@ from pydantic import BaseModel, JsonValue
 
 from hepalign.cases import s3
 from hepalign.cases.case import Split
+from hepalign.cases.cohort import open_cohort
 from hepalign.cases.landmarks import Landmarks, write_landmarks
 from hepalign.cases.manifest import (
     IDENTIFIER,
@@ -33,7 +37,8 @@ from hepalign.cases.prepared import cache_folder
 from hepalign.cases.splits import PAPER_SHARES, assign_splits
 from hepalign.cases.store import atomic_path
 from hepalign.errors import BadInputError, UsageError, WorkFailedError
-from hepalign.image.nifti import write_nifti
+from hepalign.image.geometry import Geometry
+from hepalign.image.nifti import read_nifti, write_nifti
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.files import write_field
@@ -60,8 +65,8 @@ class CohortWriter:
     """Adds cases to a cohort's folder; `finish` writes the manifest.
 
     A case appears whole (its folder is renamed into place with a record of its digests in it) or not at all, and
-    several processes may add different cases to one folder. An existing cohort is extended: its cases and the
-    splits of its patients stay.
+    several processes may add different cases to one folder; one at a time finishes it. An existing cohort is extended:
+    its cases and the splits of its patients stay.
 
     Args:
         out: the cohort's folder (it is made where it is missing) or an s3:// prefix. For a prefix the cases are
@@ -72,6 +77,7 @@ class CohortWriter:
     """
 
     def __init__(self, out: Path | str) -> None:
+        self._place = out
         self._url = s3.S3Url.parse(str(out)) if str(out).startswith(s3.SCHEME) else None
         self.root = Path(out) if self._url is None else _staging(self._url)
         try:
@@ -89,6 +95,15 @@ class CohortWriter:
         _require_identifier(case_id)
         there = (self.root / "cases" / case_id).is_dir()
         return there or any(entry.id == case_id for entry in self._manifest().cases)
+
+    def geometry(self, case_id: str, name: str) -> Geometry:
+        """The grid of an image of a case that was finished before; errors as `Cohort.volume`."""
+        path = self.root / "cases" / case_id / file_name(name)
+        if path.is_file():
+            return read_nifti(path).geometry
+        cohort = open_cohort(self._place)
+        case = next(case for case in cohort.cases() if case.id == case_id)
+        return cohort.volume(case, name).geometry
 
     def add(
         self,
@@ -121,6 +136,8 @@ class CohortWriter:
         _require_identifier(patient)
         if self.has(case_id):
             return
+        # another process may have sent its cases and cleared the folder
+        (self.root / "cases").mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".part-{case_id}-", dir=self.root / "cases"))
         try:
             for name, volume in volumes.items():
@@ -164,33 +181,24 @@ class CohortWriter:
             BadInputError: `patient_in_two_splits` where cases of one patient were given different splits,
                 `empty_cohort` where there is no case.
         """
-        known = {entry.id: entry for entry in self._manifest().cases}
-        records = {record.id: record for record in self._records()}
-        cases = [_as_record(entry) for id_, entry in known.items() if id_ not in records] + list(records.values())
-        if not cases:
-            raise BadInputError("the cohort has no case; add one before finishing it", code="empty_cohort")
-        settled = _settled([_as_record(entry) for entry in known.values()] + cases)
-        strata = {case.patient: str(case.attributes.get(stratify, "")) if stratify else "" for case in cases}
-        splits = assign_splits(strata, shares=shares, seed=seed, fixed=settled)
-        manifest = Manifest(
-            cases=tuple(
-                CaseEntry(**(case.model_dump() | {"split": splits[case.patient]}))
-                for case in sorted(cases, key=lambda case: case.id)
-            )
-        )
-        with atomic_path(self.root / MANIFEST_NAME) as path:
-            path.write_bytes(manifest.to_json())
-        if self._url is not None:
-            _send([case for case in manifest.cases if case.id in records], self.root, self._url)
-            shutil.rmtree(self.root)
+        # what one process reads, divides and writes must not be what another has just extended
+        with _alone(self.root):
+            records = {record.id: record for record in self._records()}
+            divide = partial(_divided, records=records, shares=shares, seed=seed, stratify=stratify)
+            if self._url is not None:
+                manifest = _send(records, self.root, self._url, divide)
+                _clear(self.root, records)
+                return manifest
+            manifest = divide(self._manifest())
+            with atomic_path(self.root / MANIFEST_NAME) as path:
+                path.write_bytes(manifest.to_json())
+            for record in records:
+                (self.root / "cases" / record / RECORD_NAME).unlink(missing_ok=True)
             return manifest
-        for record in records:
-            (self.root / "cases" / record / RECORD_NAME).unlink(missing_ok=True)
-        return manifest
 
     def _manifest(self) -> Manifest:
         if self._url is not None:
-            return _remote_manifest(self._url)
+            return _remote_manifest(self._url)[0]
         path = self.root / MANIFEST_NAME
         return parse_manifest(path.read_bytes()) if path.is_file() else Manifest(cases=())
 
@@ -199,26 +207,89 @@ class CohortWriter:
             yield _Record.model_validate_json(path.read_bytes())
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a folder's lock; it is of the folder itself, for a lock file would stay behind."""
+    while (descriptor := _locked(folder)) is None:
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    """The locked folder's descriptor; None where the folder was removed while its lock was waited for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    # some network file systems lock no folders
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _divided(
+    before: Manifest, records: Mapping[str, _Record], shares: Mapping[Split, float], seed: int, stratify: str | None
+) -> Manifest:
+    """The manifest with the finished cases, every patient in a split; errors as `CohortWriter.finish`."""
+    known = [_as_record(entry) for entry in before.cases]
+    cases = [case for case in known if case.id not in records] + list(records.values())
+    if not cases:
+        raise BadInputError("the cohort has no case; add one before finishing it", code="empty_cohort")
+    settled = _settled(known + cases)
+    strata = {case.patient: str(case.attributes.get(stratify, "")) if stratify else "" for case in cases}
+    splits = assign_splits(strata, shares=shares, seed=seed, fixed=settled)
+    return Manifest(
+        cases=tuple(
+            CaseEntry(**(case.model_dump() | {"split": splits[case.patient]}))
+            for case in sorted(cases, key=lambda case: case.id)
+        )
+    )
+
+
 def _staging(url: s3.S3Url) -> Path:
     place = hashlib.sha256(f"{url.bucket}/{url.prefix}".encode()).hexdigest()
     return cache_folder() / "outgoing" / place
 
 
-def _remote_manifest(url: s3.S3Url) -> Manifest:
+def _remote_manifest(url: s3.S3Url) -> tuple[Manifest, str | None]:
+    """The manifest in a bucket and its ETag."""
     try:
-        return parse_manifest(s3.read_object(url.bucket, url.key(MANIFEST_NAME)))
+        data, tag = s3.read_tagged(url.bucket, url.key(MANIFEST_NAME))
     except BadInputError as error:
         if error.code != "missing_file":
             raise
-        return Manifest(cases=())
+        return Manifest(cases=()), None
+    return parse_manifest(data), tag
 
 
-def _send(cases: list[CaseEntry], root: Path, url: s3.S3Url) -> None:
-    entries = [entry for case in cases for entry in case.files.values()]
+def _send(
+    records: Mapping[str, _Record], root: Path, url: s3.S3Url, divide: Callable[[Manifest], Manifest]
+) -> Manifest:
+    """Send the files of finished cases, then the manifest that `divide` makes of the one that is there."""
+    before, tag = _remote_manifest(url)
+    manifest = divide(before)
+    entries = [entry for record in records.values() for entry in record.files.values()]
     with ThreadPoolExecutor(UPLOADS) as pool:
         list(pool.map(lambda e: s3.upload(root / e.path, url.bucket, url.key(e.path), e.sha256), entries))
-    path = root / MANIFEST_NAME
-    s3.upload(path, url.bucket, url.key(MANIFEST_NAME), sha256_of(path))
+    while manifest != before and not s3.replace_object(url.bucket, url.key(MANIFEST_NAME), manifest.to_json(), tag):
+        # another machine has extended the cohort meanwhile
+        before, tag = _remote_manifest(url)
+        manifest = divide(before)
+    return manifest
+
+
+def _clear(root: Path, sent: Iterable[str]) -> None:
+    """Remove what was sent from a staging folder; cases of another process stay."""
+    for case_id in sent:
+        shutil.rmtree(root / "cases" / case_id)
+    with suppress(OSError):
+        (root / "cases").rmdir()
+        root.rmdir()
 
 
 def _require_identifier(word: str) -> None:

@@ -63,7 +63,8 @@ def upload(
     with _client(url, token) as client:
         found = case or client.open_case()
         views = [_send(client, found, role, path) for role, path in wanted.items()]
-    return Answer({"case": found, "images": views}, f"case {found}: {', '.join(wanted)} sent")
+    text = f"case {found}: {', '.join(wanted)} sent"
+    return Answer({"case": found, "images": views}, text, warnings=_warnings(*views))
 
 
 @command(app, "plan")
@@ -83,10 +84,10 @@ def plan(
     images |= _role_files(label)
     with _client(url, token) as client:
         found = case or client.open_case()
-        for role, path in images.items():
-            _send(client, found, role, path)
+        sent = [_send(client, found, role, path) for role, path in images.items()]
         job = _finish(client, client.plan(found), wait_s)
-    return Answer({"case": found, "job": job}, f"case {found}: plan {job['state']}{_verdict(job)}")
+    text = f"case {found}: plan {job['state']}{_verdict(job)}"
+    return Answer({"case": found, "job": job}, text, warnings=_warnings(*sent, job["result"]))
 
 
 @command(app, "guide")
@@ -102,12 +103,12 @@ def guide(
     """Send an intra-procedural CT, guide and download the result."""
     images = {role: existing(path) for role, path in (("ict", ict), ("ict-probe-mask", probe_mask)) if path}
     with _client(url, token) as client:
-        for role, path in images.items():
-            _send(client, case, role, path)
+        sent = [_send(client, case, role, path) for role, path in images.items()]
         job = _finish(client, client.guide(case), wait_s)
         files = client.download(case, out, job=job) if job["state"] == "succeeded" else []
     answer = {"case": case, "job": job, "files": [file.name for file in files]}
-    return Answer(answer, f"guide {job['state']}{_verdict(job)}; {len(files)} files in {out}")
+    text = f"guide {job['state']}{_verdict(job)}; {len(files)} files in {out}"
+    return Answer(answer, text, warnings=_warnings(*sent, job["result"]))
 
 
 @command(app, "jobs")
@@ -121,7 +122,7 @@ def jobs(
     with _client(url, token) as client:
         found = _finish(client, client.job(job), wait_s)
     row = {name: found[name] for name in ("id", "kind", "state", "step", "progress", "queue_position", "eta_s")}
-    return Answer(found, render([row]) + _verdict(found))
+    return Answer(found, render([row]) + _verdict(found), warnings=_warnings(found["result"]))
 
 
 @command(app, "artifacts")
@@ -135,9 +136,11 @@ def artifacts(
 ) -> Answer:
     """Download a case's results."""
     with _client(url, token) as client:
-        wanted = name or client.case(case)["artifacts"]
-        save = client.dicom_zip if dicom else client.artifact
-        files = [save(case, one, out) for one in wanted]
+        if name or dicom:
+            save = client.dicom_zip if dicom else client.artifact
+            files = [save(case, one, out) for one in name or client.case(case)["artifacts"]]
+        else:
+            files = client.download(case, out)
     return Answer({"files": [file.name for file in files]}, f"{len(files)} files in {out}")
 
 
@@ -176,9 +179,14 @@ def _finish(client: Client, job: dict[str, Any], wait_s: float) -> dict[str, Any
 
 
 def _verdict(job: Mapping[str, Any]) -> str:
-    quality = (job.get("result") or {}).get("quality", {})
+    quality = (job["result"] or {}).get("quality", {})
     reasons = "; ".join(quality.get("reasons", []))
     return "" if "status" not in quality else f", {quality['status'].upper()}" + (f" ({reasons})" if reasons else "")
+
+
+def _warnings(*told: Mapping[str, Any] | None) -> list[str]:
+    """What images and results say of themselves; a guide repeats what was found as its iCT came in."""
+    return [*dict.fromkeys(said for part in told for said in (part or {}).get("warnings", []))]
 
 
 def _bar(role: str) -> Callable[[int, int], None]:

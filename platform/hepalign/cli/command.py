@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, TextIO
 
@@ -28,11 +28,12 @@ DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found: `data` for `--json`, `text` for people, and the process's exit status."""
+    """What a command found: `data` for `--json`, `text` and `warnings` for people, and the process's exit status."""
 
     data: Mapping[str, object]
     text: str = ""
     exit_code: int = field(default=0)
+    warnings: Sequence[str] = ()
 
 
 def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Answer]], Callable[..., None]]:
@@ -82,7 +83,10 @@ def _run(work: Callable[[], Answer], *, as_json: bool, debug: bool) -> int:
             return _report("internal", message, EXIT_FAILED, stdout, as_json)
         if as_json:
             print(json.dumps(answer.data, default=str), file=stdout)
-        elif answer.text:
+            return answer.exit_code
+        for said in answer.warnings:
+            print(f"warning: {said}", file=sys.stderr)
+        if answer.text:
             print(answer.text, file=stdout)
         return answer.exit_code
 

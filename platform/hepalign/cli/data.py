@@ -118,8 +118,8 @@ def simulate(
         workers=workers,
         progress=Steps("simulate"),
     )
-    text = "\n".join([f"{cases} simulated pairs in {out}", *(f"warning: {w}" for w in warnings)])
-    return Answer({"cohort": out, "cases": cases, "warnings": warnings}, text)
+    found = {"cohort": out, "cases": cases, "warnings": warnings}
+    return Answer(found, f"{cases} simulated pairs in {out}", warnings=warnings)
 
 
 @command(data_app, "import")
@@ -164,9 +164,8 @@ def import_(
         n4=n4,
         series=parse_role_numbers(series),
     )
-    warnings = list(imported.warnings)
-    text = "\n".join([f"{case} imported into {out}", *(f"warning: {w}" for w in warnings)])
-    return Answer({"cohort": out, "case": case, "warnings": warnings}, text)
+    found = {"cohort": out, "case": case, "warnings": list(imported.warnings)}
+    return Answer(found, f"{case} imported into {out}", warnings=imported.warnings)
 
 
 @command(data_app, "import-table")
@@ -189,7 +188,9 @@ def import_table(
     settings = ImportSettings(voxels, spacing, orientation.value, drop_localizers, resample_tilt, n4)
     done = tables.import_table(out, existing(table), settings=settings, seed=seed, progress=Steps("import"))
     text = f"{len(done.imported)} cases in {out}"
-    return _with_findings({"cohort": out, "cases": len(done.imported)}, done.findings, text)
+    warnings = [f"{case.case_id}: {said}" for case in done.imported for said in case.warnings]
+    found = {"cohort": out, "cases": len(done.imported), "warnings": warnings}
+    return _with_findings(found, done.findings, text, warnings)
 
 
 @command(data_app, "check")
@@ -202,11 +203,13 @@ def check(
     return _with_findings({"cohort": cohort}, check_cohort(cohort), "every case is sound")
 
 
-def _with_findings(data: dict[str, object], findings: Sequence[Finding], text: str) -> Answer:
+def _with_findings(
+    data: dict[str, object], findings: Sequence[Finding], text: str, warnings: Sequence[str] = ()
+) -> Answer:
     """The answer, with exit status 3 and a table where something is wrong."""
     rows = [{"case": f.case, "file": f.file, "code": f.code, "message": f.message} for f in findings]
     if not rows:
-        return Answer({**data, "findings": []}, text)
+        return Answer({**data, "findings": []}, text, warnings=warnings)
     from hepalign.cli.table import render
 
-    return Answer({**data, "findings": rows}, render(rows), exit_code=EXIT_BAD_DATA)
+    return Answer({**data, "findings": rows}, render(rows), exit_code=EXIT_BAD_DATA, warnings=warnings)

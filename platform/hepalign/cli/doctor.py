@@ -103,7 +103,7 @@ def _processor() -> Finding:
     flags = " ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in _processor_flags())
     found = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()} ({flags or 'flags unknown'})"
     if not bfloat16_gains("cpu"):
-        return "note", found, "no fast bfloat16: networks run in float32, 2 to 3 times slower"
+        return "note", found, "bfloat16 gains nothing on this processor: networks run in float32, up to 3 times slower"
     return "ok", found, ""
 
 

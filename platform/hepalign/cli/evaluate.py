@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +54,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="For the peers that sample, and for untrained weights.")] = 0,
 ) -> Answer:
     """Evaluate a release on a cohort, against the peers; resumable per case."""
+    from hepalign.cli.progress import Steps
     from hepalign.distributed.evaluation import evaluate_release
     from hepalign.evaluation.baselines import BASELINES
     from hepalign.evaluation.variants import VARIANTS
@@ -61,15 +63,20 @@ def evaluate(
     peers = list(BASELINES) if baselines == ALL else [name for name in baselines.split(",") if name]
     evaluation = evaluate_release(
         cohort, release, out, split=split.value, baselines=peers, ablate=others, workers=workers, fresh=fresh,
-        both_ways=inverse, threads=threads, seed=seed,
+        both_ways=inverse, threads=threads, seed=seed, progress=Steps("evaluation"),
     )  # fmt: skip
     from hepalign.cli.table import render
 
-    text = f"{render(evaluation.summary())}\nreport in {out / 'report.html'}"
+    text = f"{render([readable(row) for row in evaluation.summary()])}\nreport in {out / 'report.html'}"
     failed = [f"{f.case}/{f.method}" for f in evaluation.failures()]
     facts = {"failed": failed, "skipped": evaluation.results["skipped"], "rerun": evaluation.results["rerun"]}
     status = EXIT_FAILED if failed else 0
     return Answer({"out": str(out), "table": evaluation.summary(), **facts}, text, status)
+
+
+def readable(row: Mapping[str, object]) -> dict[str, object]:
+    """A row of the summary with four digits a figure: the answer and the report's files have all of them."""
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 def _named(word: str) -> tuple[str, str]:

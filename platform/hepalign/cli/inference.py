@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from hepalign.cli.command import Answer, command
-from hepalign.cli.parsing import existing, parse_labels
+from hepalign.cli.parsing import existing, located, parse_labels
+from hepalign.errors import BadInputError
 
 if TYPE_CHECKING:
     from hepalign.image.volume import Volume
@@ -58,17 +59,17 @@ def plan(
 ) -> Answer:
     """Before the procedure: the MR registered to the pre-procedural CT, and a synthetic CT made from it."""
     warnings: list[str] = []
+    places = parse_labels(label)
+    if any(name.startswith("ict") for name in places):
+        raise BadInputError("a plan has no iCT; its labels are of pmr and pct", code="unknown_label")
     from hepalign.inference import planner
 
-    made = planner.plan(
-        _bundle(release),
-        _read(pmr, warnings, "mr"),
-        _read(pct, warnings, "ct"),
-        labels={name: _read(path, warnings) for name, path in parse_labels(label).items()},
-        engine=engine.value,
-    )
+    images = {"pmr": _read(pmr, warnings, "mr"), "pct": _read(pct, warnings, "ct")}
+    labels = {name: _label(place, images[name[:3]], warnings) for name, place in places.items()}
+    made = planner.plan(_bundle(release), images["pmr"], images["pct"], labels=labels, engine=engine.value)
     made.save(out)
-    return Answer({"out": str(out), **made.summary(), "warnings": [*warnings, *made.warnings]}, f"plan in {out}")
+    warnings += made.warnings
+    return Answer({"out": str(out), **made.summary(), "warnings": warnings}, f"plan in {out}", warnings=warnings)
 
 
 def guide(
@@ -90,14 +91,15 @@ def guide(
     ict_volume = _read(ict, warnings, "ct")
     bundle, planned = _bundle(release), load_plan(existing(plan))
     mask = _probe_mask(probe_mask, ict_volume, warnings)
-    before = load_previous(existing(previous)) if previous else None
+    before = load_previous(existing(previous), planned, report=warnings) if previous else None
     result = guiding.guide(bundle, planned, ict_volume, mask, engine=engine.value, previous=before, budget_s=budget_s)
     # only now: a guide that is refused leaves what an earlier one wrote there
     result.save(out)
     reasons = [str(reason) for reason in cast("list[object]", result.quality["reasons"])]
     verdict = ": ".join([str(result.quality["status"]).upper(), *(["; ".join(reasons)] if reasons else [])])
     text = f"{verdict}\nresult in {out}"
-    return Answer({"out": str(out), **result.summary(), "read_warnings": warnings}, text)
+    answer = {"out": str(out), **result.summary(), "read_warnings": warnings}
+    return Answer(answer, text, warnings=[*warnings, *result.warnings])
 
 
 def synthesise(
@@ -111,7 +113,8 @@ def synthesise(
     from hepalign.inference.synthesise import synthesise as run
 
     write_nifti(run(_bundle(release), _read(pmr, warnings, "mr")), out)
-    return Answer({"out": str(out), "warnings": warnings}, f"synthetic CT in {out} (synthetic; research use only)")
+    text = f"synthetic CT in {out} (synthetic; research use only)"
+    return Answer({"out": str(out), "warnings": warnings}, text, warnings=warnings)
 
 
 def inpaint(
@@ -131,7 +134,9 @@ def inpaint(
     hint = resample(_read(prior, warnings, "ct"), image.geometry) if prior else None
     made = run(_bundle(release), image, _probe_mask(probe_mask, image, warnings), hint)
     write_nifti(made.image, out)
-    return Answer({"out": str(out), "warnings": warnings}, f"inpainted CT in {out} (synthetic inside the mask)")
+    warnings += made.warnings
+    text = f"inpainted CT in {out} (synthetic inside the mask)"
+    return Answer({"out": str(out), "warnings": warnings}, text, warnings=warnings)
 
 
 def register_pair(
@@ -147,17 +152,18 @@ def register_pair(
     warnings: list[str] = []
     from hepalign.inference.register import register as run
 
-    fixed_volume = _read(fixed, warnings, "ct")
+    fixed_volume, moving_volume = _read(fixed, warnings, "ct"), _read(moving, warnings, "ct")
     registration = run(
         _bundle(release),
-        _read(moving, warnings, "ct"),
+        moving_volume,
         fixed_volume,
         engine=engine.value,
         probe_mask=_probe_mask(probe_mask, fixed_volume, warnings) if probe_mask else None,
-        moving_label=_read(moving_label, warnings) if moving_label else None,
+        moving_label=_label(moving_label, moving_volume, warnings) if moving_label else None,
     )
     registration.save(out)
-    return Answer({"out": str(out), **registration.summary(), "read_warnings": warnings}, f"field in {out}")
+    answer = {"out": str(out), **registration.summary(), "read_warnings": warnings}
+    return Answer(answer, f"field in {out}", warnings=[*warnings, *registration.warnings])
 
 
 def points(
@@ -170,7 +176,7 @@ def points(
     from hepalign.transform.displacement import transform_points
     from hepalign.transform.files import read_field
 
-    found = read_landmarks(existing(points))
+    found = read_landmarks(existing(points), unnamed=True)
     mapped = Landmarks(found.names, transform_points(read_field(existing(field)), found.points_mm))
     write_landmarks(mapped, out)
     return Answer({"out": str(out), "points": len(found.names)}, f"{len(found.names)} points in {out}")
@@ -183,29 +189,37 @@ def _bundle(release: str | None) -> Bundle:
     return load_bundle(resolve_release(release))
 
 
-def _read(path: str, warnings: list[str], modality: str | None = None) -> Volume:
+def _read(place: str, warnings: list[str], modality: str | None = None) -> Volume:
     """Read an image; with a modality its content is checked too (an MR sent as CT is refused)."""
+    from hepalign.cases.sources.locations import local_copy
     from hepalign.image.checks import check_ct, check_mr
     from hepalign.image.read import read_volume
 
-    volume = read_volume(path if path.startswith("s3://") else existing(path), report=warnings)
+    name = Path(place).name
+    with local_copy(located(place), name=name) as path:
+        volume = read_volume(path, name=name, report=warnings)
     if modality == "ct":
-        check_ct(volume, Path(path).name, warnings)
+        check_ct(volume, name, warnings)
     elif modality == "mr":
-        check_mr(volume, Path(path).name)
+        check_mr(volume, name)
     return volume
 
 
+def _label(place: str, image: Volume, warnings: list[str]) -> Volume:
+    """Read a label map onto the grid of the image that it was drawn on (faults 35 and 36)."""
+    from hepalign.cases.labels import label_onto
+
+    return label_onto(_read(place, warnings), image, name=Path(place).name, report=warnings)
+
+
 def _probe_mask(word: str, ict: Volume, warnings: list[str]) -> Volume:
-    from hepalign.cases.probe import check_probe_mask, parse_probe_mask, voxel_mask
+    from hepalign.cases.probe import read_probe_mask
     from hepalign.cases.probe_search import find_probe
+    from hepalign.cases.sources.locations import local_copy
+    from hepalign.image.intensity import coarse_body_mask
 
     if word == "auto":
         return find_probe(ict, warnings)
-    path = existing(word)
-    if path.suffix == ".json":
-        mask = parse_probe_mask(path.read_bytes(), ict.geometry, name=path.name)
-    else:
-        mask = voxel_mask(_read(word, warnings), ict.geometry, warnings, name=path.name)
-    check_probe_mask(mask, ict, name=path.name)
-    return mask
+    name = Path(word).name
+    with local_copy(located(word), name=name) as path:
+        return read_probe_mask(path, ict.geometry, coarse_body_mask(ict), report=warnings, name=name)

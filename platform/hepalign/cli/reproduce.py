@@ -39,7 +39,9 @@ def reproduce(out: Path) -> Path:
     }  # fmt: skip
     release = build_release(trained, out / "release", version="starter")
     for name in make_tests(out / "cohorts"):
-        evaluate_release(str(out / "cohorts" / name), str(release), out / "evaluation" / name)
+        evaluate_release(
+            str(out / "cohorts" / name), str(release), out / "evaluation" / name, progress=Steps(f"evaluation {name}")
+        )
     promote(str(release), evaluation=out / "evaluation/phantom-test", reason="the starter release")
     return release
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
+# As wide as an evaluation's table is: a folded name can be neither searched for nor copied.
+WIDTH = 200
+
 
 def render(rows: Sequence[Mapping[str, object]]) -> str:
     """A plain table with one column a key of the first row; nothing is cut off."""
@@ -17,5 +20,5 @@ def render(rows: Sequence[Mapping[str, object]]) -> str:
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     out = io.StringIO()
-    Console(file=out, width=160, markup=False, highlight=False).print(table)
+    Console(file=out, width=WIDTH, markup=False, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import ray
 
-from hepalign.cases.case import Split
-from hepalign.cases.cohort import open_cohort
+from hepalign.cases.case import Case, Split
+from hepalign.cases.cohort import Cohort, open_cohort
 from hepalign.distributed.cluster import ray_session, require_cpus
 from hepalign.errors import HepalignError
 from hepalign.evaluation.evaluate import DEFAULT_BASELINES, Evaluation, evaluate
@@ -27,6 +27,7 @@ from hepalign.tracking.resolution import resolve_release
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 # A task whose node is lost is done again elsewhere this often.
 RETRIES = 2
+RESULT, MADE_FROM = "result.json", "made-from.json"
 
 
 def ray_map(workers: int, cpus: float = 1.0) -> Map:
@@ -66,6 +67,7 @@ def evaluate_release(
     both_ways: bool = True,
     threads: int | None = None,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """`evaluation.evaluate` for a named release, in this process or on Ray; its means go to MLflow.
 
@@ -78,6 +80,7 @@ def evaluate_release(
         both_ways: measure the inverse consistency too.
         threads: of every method; two, and one on Ray, unless given. Ray reserves as many CPUs for each task.
         seed: for the peers that sample, and for untrained weights.
+        progress: receives (done, total), pairs of a case and a method.
     """
     opened, bundle = open_cohort(cohort), load_bundle(resolve_release(release))
     others = {name: _ablation(bundle, word) for name, word in (ablate or {}).items()}
@@ -92,7 +95,7 @@ def evaluate_release(
             ablate=others,
             map=spread,
             log=lambda means: log_evaluation(means, out),
-            progress=lambda done, total: _say(f"evaluation: {done}/{total}"),
+            progress=progress,
             fresh=fresh,
             threads=threads,
             seed=seed,
@@ -113,7 +116,9 @@ def _ablation(bundle: Bundle, word: str) -> Bundle | str | Absent:
 
 
 def score_cohort(cohort: str, release: str | None, out: Path, *, workers: int = 0) -> list[dict[str, str]]:
-    """Plan and guide every case of a cohort: one folder a case, and `summary.csv`. Finished cases are skipped.
+    """Plan and guide every case of a cohort: one folder a case, and `summary.csv`.
+
+    A case that this very release finished from these very files is skipped.
 
     Returns:
         One row a case: `case`, `status` (accept, review, reject or failed), `message`.
@@ -121,7 +126,7 @@ def score_cohort(cohort: str, release: str | None, out: Path, *, workers: int = 
     opened, bundle = open_cohort(cohort), load_bundle(resolve_release(release))
     out.mkdir(parents=True, exist_ok=True)
     case_ids = [case.id for case in opened.cases()]
-    rows = {case_id: row for case_id in case_ids if (row := _scored(out, case_id)) is not None}
+    rows = {case.id: row for case in opened.cases() if (row := _scored(out, bundle, opened, case)) is not None}
     todo = [case_id for case_id in case_ids if case_id not in rows]
     with _spread(workers) as spread:
         for row in spread(_Score(cohort, bundle, out.resolve()), todo):
@@ -145,18 +150,33 @@ class _Score:
     def __call__(self, case_id: str) -> dict[str, str]:
         opened = open_cohort(self.cohort)
         case = next(case for case in opened.cases() if case.id == case_id)
+        folder = self.out / case_id
+        # what another release left must not pass for this one's, however this ends
+        for name in (MADE_FROM, RESULT):
+            (folder / name).unlink(missing_ok=True)
         try:
-            result = run_case(self.bundle, opened, case, self.out / case_id)
+            result = run_case(self.bundle, opened, case, folder)
         except HepalignError as error:
             return {"case": case_id, "status": "failed", "message": f"[{error.code}] {error.message}"}
+        (folder / MADE_FROM).write_text(json.dumps(_made_from(self.bundle, opened, case)), encoding="utf-8")
         return {"case": case_id, "status": str(result["quality"]["status"]), "message": ""}
 
 
-def _scored(out: Path, case_id: str) -> dict[str, str] | None:
-    """The row of a case that an earlier run finished."""
+def _made_from(bundle: Bundle, opened: Cohort, case: Case) -> dict[str, Any]:
+    """What a case's result depends on, as digests: the release's networks and the case's files."""
+    files = {name: opened.entry(case, name).sha256 for name in case.files}
+    return {"weights": dict(bundle.digests), "configs": bundle.config_digests, "files": files}
+
+
+def _scored(out: Path, bundle: Bundle, opened: Cohort, case: Case) -> dict[str, str] | None:
+    """The row of a case that an earlier run finished with the same release from the same files."""
     try:
-        result = json.loads((out / case_id / "result.json").read_text(encoding="utf-8"))
-        return {"case": case_id, "status": str(result["quality"]["status"]), "message": ""}
+        made_from, result = (
+            json.loads((out / case.id / name).read_text(encoding="utf-8")) for name in (MADE_FROM, RESULT)
+        )
+        if made_from != _made_from(bundle, opened, case):
+            return None
+        return {"case": case.id, "status": str(result["quality"]["status"]), "message": ""}
     except (OSError, ValueError, KeyError):
         return None
 

@@ -1,10 +1,10 @@
-"""Where Ray keeps checkpoints: a folder that every node sees, or a bucket."""
+"""Where Ray keeps checkpoints: a folder that every node sees, or a bucket; a run's own files may lie beside them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
@@ -31,9 +31,43 @@ def has_checkpoints(storage: str | None, name: str) -> bool:
     """
     if storage is None:
         return False
+    with _run_folder(storage, name) as (files, folder):
+        return bool(files.get_file_info(folder).type != fs.FileType.NotFound)
+
+
+def keep_file(storage: str, name: str, path: Path) -> None:
+    """Put a copy of one of a training's files beside its checkpoints.
+
+    Raises:
+        WorkFailedError: `store_unavailable`.
+    """
+    with _run_folder(storage, name) as (files, folder):
+        files.create_dir(folder)
+        with files.open_output_stream(f"{folder}/{path.name}") as stream:
+            stream.write(path.read_bytes())
+
+
+def bring_file(storage: str, name: str, path: Path) -> None:
+    """Put the copy that `keep_file` left at `path`, unless there is a file already, or no copy.
+
+    Raises:
+        WorkFailedError: `store_unavailable`.
+    """
+    if path.is_file():
+        return
+    with _run_folder(storage, name) as (files, folder):
+        if files.get_file_info(f"{folder}/{path.name}").type == fs.FileType.File:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.open_input_stream(f"{folder}/{path.name}") as stream:
+                path.write_bytes(stream.read())
+
+
+@contextmanager
+def _run_folder(storage: str, name: str) -> Iterator[tuple[fs.FileSystem, str]]:
+    """A training's folder at a place of its own choice."""
     try:
         files, root = fs.FileSystem.from_uri(storage_uri(storage))
-        return bool(files.get_file_info(f"{root.rstrip('/')}/{name}").type != fs.FileType.NotFound)
+        yield files, f"{root.rstrip('/')}/{name}"
     except (OSError, ValueError) as error:
         raise WorkFailedError(
             f"workers.storage: nothing answers at this place ({type(error).__name__}): check the bucket, its endpoint "

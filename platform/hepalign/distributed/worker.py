@@ -66,9 +66,9 @@ def work(given: dict[str, Order]) -> Ended:
     with tempfile.TemporaryDirectory(prefix="hepalign-") as folder, ExitStack() as opened:
         log = _log(order)
         world = _world(config, opened, log)
-        stage = order.make(config, world.device)
-        _tidy(world.rank)
         try:
+            stage = _made(order, world)
+            _tidy(world.rank)
             ended = Ended(result=fit(stage, config.training, world, Path(folder), resume=True))
         except HepalignError as error:
             # The same data would fail again: end the run instead of letting Ray restart it.
@@ -76,6 +76,18 @@ def work(given: dict[str, Order]) -> Ended:
         # Also waits for uploads under way, which read from the folder that ends here.
         _tidy(world.rank)
         return replace(ended, unsent=None if log is None else log.unsent)
+
+
+def _made(order: Order, world: World) -> Stage:
+    """The stage, once every rank has one."""
+    stage, failure = None, None
+    try:
+        stage = order.make(order.config, world.device)
+    except HepalignError as error:
+        failure = error
+    world.share(None, failure)
+    assert stage is not None
+    return stage
 
 
 def _world(config: RunConfig, opened: ExitStack, log: RunLog | None) -> World:

@@ -24,7 +24,7 @@ from hepalign.cases.cohort import open_cohort
 from hepalign.config import RunConfig, load_config, located
 from hepalign.distributed.cluster import is_shared, ray_session, require_cpus
 from hepalign.distributed.outliving import await_earlier, outliving
-from hepalign.distributed.storage import has_checkpoints, storage_uri
+from hepalign.distributed.storage import bring_file, has_checkpoints, keep_file, storage_uri
 from hepalign.distributed.worker import Ended, Order, StageFactory, work
 from hepalign.errors import UsageError, WorkFailedError
 from hepalign.stages.stage import Stage
@@ -40,6 +40,8 @@ STAGES = {
     "inpainting": ("hepalign.stages.inpainting", "InpaintingStage"),
     "registration": ("hepalign.stages.registration", "RegistrationStage"),
 }
+# What a resumed training is compared with; both are kept in `workers.storage` too, where there is one.
+CONFIG, FACTS = "config.yaml", "facts.json"
 # Controllers that die this often point at the cluster, not at the run.
 CONTROLLER_FAILURES = 3
 
@@ -123,12 +125,27 @@ class _Run:
 
 
 def _begin(config: RunConfig, parent_run: str | None) -> _Run:
-    config.dump(config.folder / "config.yaml")
-    send_pending(config.out, config.tracking)
     facts = {"commit": code_commit()} | environment()
     data = training_data(open_cohort(place) for place in _places(config))
-    tags = facts | {f"data.{name}": digest for name, digest in data["cohorts"].items()}
-    return _Run(located(config), open_run(config, tags, parent_run), facts, data)
+    digests = {f"data.{name}": digest for name, digest in data["cohorts"].items()}
+    require_unchanged(config.name, _data_at_start(config.folder / FACTS, digests), digests)
+    config.dump(config.folder / CONFIG)
+    send_pending(config.out, config.tracking)
+    run_id = open_run(config, facts | digests, parent_run)
+    storage = config.workers.storage
+    if storage is not None:
+        for name in (CONFIG, FACTS):
+            keep_file(storage, config.name, config.folder / name)
+    return _Run(located(config), run_id, facts, data)
+
+
+def _data_at_start(stored: Path, now: Mapping[str, str]) -> Mapping[str, str]:
+    """The cohorts' digests when the training was started; the present ones where it had not come to tell them."""
+    try:
+        facts: dict[str, str] = json.loads(stored.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return now
+    return {key: value for key, value in facts.items() if key.startswith("data.")}
 
 
 def _finished(run: _Run, fitted: Callable[[], FitResult]) -> TrainResult:
@@ -171,11 +188,14 @@ def require_cohorts(config: RunConfig) -> None:
 
 def _check_folder(config: RunConfig, resume: bool) -> None:
     """Refuse to mix two trainings in one folder."""
-    stored = config.folder / "config.yaml"
-    if not resume and (stored.is_file() or has_checkpoints(config.workers.storage, config.name)):
+    stored, storage = config.folder / CONFIG, config.workers.storage
+    if not resume and (stored.is_file() or has_checkpoints(storage, config.name)):
         raise UsageError(
             f"{config.name} is a training already: --resume goes on with it, name=… starts another", code="run_exists"
         )
+    if storage is not None:
+        for name in (CONFIG, FACTS):
+            bring_file(storage, config.name, config.folder / name)
     if not stored.is_file():
         return
     require_unchanged(config.name, load_config(config.stage, stored).decisive(), config.decisive())

@@ -124,6 +124,7 @@ def evaluate(
     running = Running(threads, seed, both_ways)
     methods, skipped = _methods(bundle, baselines, ablate or {}, running)
     facts = provenance(cohort, bundle, split=split, running=running)
+    facts["ablations"] = {n: dict(other.digests) for n, other in (ablate or {}).items() if isinstance(other, Bundle)}
     keys = {name: _key(facts, method, (ablate or {}).get(name)) for name, method in methods.items()}
     torch.set_num_threads(threads)
     units = [(case.id, name) for case in cases for name in methods]
@@ -173,8 +174,8 @@ def _methods(
 def _key(facts: Mapping[str, Any], method: Method, other: Bundle | str | Absent | None) -> str:
     """What a kept record depends on, as one digest."""
     ours = method.family in ("proposed", "ablation")
-    release = facts["release"]["digests"] if ours else None
-    ablated = dict(other.digests) if isinstance(other, Bundle) else str(other)
+    release = [facts["release"][name] for name in ("digests", "config_digests")] if ours else None
+    ablated = [dict(other.digests), other.config_digests] if isinstance(other, Bundle) else str(other)
     depends = [
         RECORD_SCHEMA,
         facts["code_digest" if ours else "peers_code_digest"],
@@ -182,6 +183,8 @@ def _key(facts: Mapping[str, Any], method: Method, other: Bundle | str | Absent 
         facts["threads"],
         facts["seed"],
         facts["both_ways"],
+        # what our own code is, its digest says
+        {name: version for name, version in facts["versions"].items() if name != "hepalign"},
         method.about,
         release,
         ablated,

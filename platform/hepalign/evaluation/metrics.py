@@ -13,6 +13,7 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from monai.metrics.surface_distance import compute_average_surface_distance
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from hepalign.image.geometry import Geometry
 from hepalign.shapes import Mask3, Points
@@ -23,6 +24,8 @@ from hepalign.transform.jacobian import folding_fraction, jacobian_determinants
 HAUSDORFF_PERCENTILE = 95.0
 # log J of a folded voxel has no value; the field counts it as the strongest compression told apart from zero.
 SMALLEST_JACOBIAN = 1e-3
+# Where an image ends, outlines are those of the view, not of the body.
+VIEW_MARGIN_MM = 10.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,28 @@ def dense_errors_mm(field: DisplacementField, truth: DisplacementField, region: 
     points_mm = truth.geometry.index_to_world(np.argwhere(region))
     errors: NDArray[np.float64] = np.linalg.norm(sample_field(field, points_mm) - truth.vectors[region], axis=-1)
     return errors
+
+
+def skin_distance_mm(prediction: Mask3, truth: Mask3, shown: Mask3, geometry: Geometry) -> float:
+    """Median distance from a body's outline to another's, mm; no alignment is needed to know it.
+
+    Args:
+        prediction: the body that was carried over. Small images of an MR have outlines that are no skin, as where bone
+            lies at the view's end: nothing is asked from there.
+        truth: the fixed image's body, on the same grid.
+        shown: where both images show something. What is nearer than `VIEW_MARGIN_MM` to its end is not asked: a body
+            that is cut off there has no outline.
+        geometry: of that grid.
+
+    Returns:
+        NaN where either outline is not to be seen.
+    """
+    spacing_mm = geometry.spacing_mm
+    within = ndimage.distance_transform_edt(np.pad(shown, 1), spacing_mm)[1:-1, 1:-1, 1:-1] > VIEW_MARGIN_MM
+    there, here = (mask & ~ndimage.binary_erosion(mask, border_value=1) for mask in (prediction, truth))
+    if not (there.any() and (here & within).any()):
+        return float("nan")
+    return float(np.median(ndimage.distance_transform_edt(~there, spacing_mm)[here & within]))
 
 
 def regularity(field: DisplacementField, region: Mask3 | None = None) -> Regularity:

@@ -13,7 +13,7 @@ from hepalign.cases.case import Case
 from hepalign.cases.cohort import Cohort
 from hepalign.cases.landmarks import common
 from hepalign.evaluation import metrics
-from hepalign.image.intensity import body_mask
+from hepalign.image.intensity import body_mask, mr_body_mask
 from hepalign.image.volume import Volume
 from hepalign.shapes import Mask3
 from hepalign.transform.displacement import DisplacementField, resample_field
@@ -71,7 +71,8 @@ def score(
     """Every metric of one field that the case's labels, landmarks and truth allow.
 
     Keys are `{structure}_{dice|hd95_mm|assd_mm|tre_mm|dense_tre_mm}` for liver and tumour, `hole_dense_tre_mm` (the
-    liver's part in the hole), `body_dense_tre_mm` (where no liver is known: of the body that both images show),
+    liver's part in the hole), `body_dense_tre_mm` (where no liver is known: of the body that both images show) and
+    `body_skin_mm` (there as well: from the fixed body's outline to the other's),
     `folding_fraction`, `sd_log_jacobian`, `jacobian_min`, `jacobian_max`, and `inverse_consistency_mm` where the same
     method's field of the images exchanged (`backward`) came along: over the liver, or the body without a label.
     """
@@ -83,6 +84,7 @@ def score(
     scores |= _landmarks(patient, pair, field)
     body = body_mask(patient.volume(fixed)).as_mask()
     scores |= _dense(patient, pair, field, body)
+    scores |= _skin(patient, pair, field, body)
     regular = metrics.regularity(field, body)
     scores |= {name: getattr(regular, name) for name in metrics.Regularity.__dataclass_fields__}
     liver = patient.mask(f"{fixed}_liver")
@@ -139,3 +141,15 @@ def _dense(patient: Patient, pair: Pair, field: DisplacementField, body: Mask3) 
         for name, region in regions.items()
         if region.any() and region.shape == truth.geometry.shape
     }
+
+
+def _skin(patient: Patient, pair: Pair, field: DisplacementField, body: Mask3) -> dict[str, float]:
+    """Asked where no liver is known: the alignment that limbs come with is off by millimetres itself."""
+    moving, fixed = PAIRS[pair]
+    if patient.case.has(f"{fixed}_liver"):
+        return {}
+    image = patient.volume(moving)
+    there = mr_body_mask(image) if moving == "pmr" else body_mask(image)
+    carried = warp(there.with_data(there.as_float()), field).as_float() > 0.5
+    shown = ~outside_grid(image.geometry, field)
+    return {"body_skin_mm": metrics.skin_distance_mm(carried, body, shown, field.geometry)}

@@ -23,10 +23,11 @@ PACKAGES = (
 # Folders and files that a record depends on; the command line, the servers and the report are not among them.
 PEERS_CODE = (
     "image", "transform", "cases", "losses", "evaluation/baselines", "evaluation/methods.py", "evaluation/pairs.py",
-    "evaluation/metrics.py", "evaluation/unit.py", "evaluation/gallery.py", "evaluation/peak_memory.py",
+    "evaluation/metrics.py", "evaluation/image_metrics.py", "evaluation/unit.py", "evaluation/gallery.py",
+    "evaluation/peak_memory.py",
 )  # fmt: skip
 READ = (".py", ".json")
-CODE = (*PEERS_CODE, "nets", "inference", "evaluation/variants.py", "evaluation/image_metrics.py")
+CODE = (*PEERS_CODE, "nets", "inference", "evaluation/variants.py")
 
 
 def provenance(cohort: Cohort, bundle: Bundle, *, split: str, running: Running) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def provenance(cohort: Cohort, bundle: Bundle, *, split: str, running: Running) 
         "release": {
             "name": bundle.name,
             "digests": dict(bundle.digests),
+            "config_digests": bundle.config_digests,
             "code_commit": bundle.manifest.get("code_commit"),
             "training_data": bundle.manifest.get("training_data"),
         },

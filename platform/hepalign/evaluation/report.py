@@ -18,7 +18,7 @@ from hepalign.evaluation.unit import Record
 SIGNIFICANT = 0.05
 METRIC_NAMES = {
     "dice": "Dice, %", "tre_mm": "TRE, mm", "dense_tre_mm": "TRE (dense), mm", "hd95_mm": "HD95, mm",
-    "assd_mm": "surface, mm", "seconds": "seconds", "peak_memory_mb": "peak memory, MB",
+    "assd_mm": "surface, mm", "skin_mm": "skin, mm", "seconds": "seconds", "peak_memory_mb": "peak memory, MB",
     "folding_fraction": "folding, %", "sd_log_jacobian": "SD log J",
     "inverse_consistency_mm": "inverse consistency, mm", "mae_hu": "MAE, HU", "psnr_db": "PSNR, dB",
     "ssim": "SSIM", "edge_drift_mm": "edge drift, mm", "liver_boundary_mm": "liver's boundary, mm",
@@ -94,13 +94,14 @@ def _context(results: Mapping[str, Any], records: Sequence[Record]) -> dict[str,
 
 
 def _grid(table: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Table 2's shape: a line a pair × structure × metric, a cell a method."""
+    """Table 2's shape: a line a pair × structure × metric, a cell a method; the best of those with the most cases."""
     lines = []
     for key in dict.fromkeys((row["pair"], row["structure"], row["metric"]) for row in table):
         rows = [row for row in table if (row["pair"], row["structure"], row["metric"]) == key]
         cells = {row["method"]: row for row in rows if row["method"] in methods}
         means = {name: cell["mean"] for name, cell in cells.items() if cell["mean"] is not None}
-        ranked = {name: mean for name, mean in means.items() if name != "identity"}
+        most = max((cells[name]["n"] for name in means), default=0)
+        ranked = {name: mean for name, mean in means.items() if name != "identity" and cells[name]["n"] == most}
         choose = max if key[2] in LARGER_IS_BETTER else min
         best = choose(ranked, key=ranked.__getitem__) if ranked and key[2] not in UNRANKED else None
         if any(name in means for name in methods):
@@ -237,7 +238,7 @@ def _gallery(results: Mapping[str, Any], records: Sequence[Record]) -> list[dict
         rows = {row["pair"]: row for row in record["rows"] if row["status"] == "ok"}
         if record["method"] == REFERENCE:
             key = figures.error_key(list(rows.values()))
-            entry["worst"] = max((row[key] or 0.0 for row in rows.values()), default=0.0) if key else 0.0
+            entry["worst"] = max((row.get(key) or 0.0 for row in rows.values()), default=0.0) if key else 0.0
             entry["hole"] = Markup(record["pictures"].get("hole", ""))  # noqa: S704 - our own data URI
         if record["method"] in shown:
             entry["pictures"] += [
@@ -264,7 +265,7 @@ def _best_peer(table: Sequence[Mapping[str, Any]]) -> str:
 def _facts(row: Mapping[str, Any]) -> str:
     names = {
         "liver_dice": "liver Dice", "liver_dense_tre_mm": "liver error", "body_dense_tre_mm": "body error",
-        "tumour_dense_tre_mm": "tumour error",
+        "body_skin_mm": "skin", "tumour_dense_tre_mm": "tumour error",
     }  # fmt: skip
     parts = []
     for key, name in names.items():

@@ -26,7 +26,7 @@ FIELD_METRICS = {
 }  # fmt: skip
 # Beside the structures: the liver's part in the hole, and the body where no liver is known.
 REGIONS = ("hole", "body")
-REGION_METRICS = {"dense_tre_mm": False}
+REGION_METRICS = {"dense_tre_mm": False, "skin_mm": False}
 IMAGE_METRICS = {
     "synthesis": {"mae_hu": False, "psnr_db": True, "ssim": True, "edge_drift_mm": False, "liver_boundary_mm": False},
     "inpainting": {

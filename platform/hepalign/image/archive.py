@@ -18,6 +18,7 @@ MAX_DIRECTORY_BYTES = MAX_MEMBERS * 512
 # One CT of 1,000 slices at 512 x 512 is half of it.
 MAX_ARCHIVE_BYTES = 1 << 30
 _END_BYTES, _COMMENT_BYTES = 22, 65535
+_LOCATOR_BYTES, _END64_BYTES = 20, 56
 _LOCAL_NAMES_AT = 26
 _CHUNK = 1 << 20
 # zipfile trusts its directory: an empty name is an IndexError, one in no encoding a ValueError.
@@ -50,6 +51,9 @@ def read_members(path: Path, name: str) -> Iterator[bytes]:
         with path.open("rb") as file:
             _check_directory(file, name)
             with zipfile.ZipFile(file) as archive:
+                # the end record may have claimed fewer than the directory lists
+                if len(archive.infolist()) > MAX_MEMBERS:
+                    raise _too_many(name)
                 members = [member for member in archive.infolist() if not member.is_dir()]
                 for member in members:
                     _check_member(member, name)
@@ -67,20 +71,21 @@ def read_members(path: Path, name: str) -> Iterator[bytes]:
 def _check_directory(file: BinaryIO, name: str) -> None:
     """Read the end record by hand: zipfile loads the whole directory before anyone can count it."""
     size = file.seek(0, 2)
-    file.seek(max(0, size - _END_BYTES - _COMMENT_BYTES))
+    file.seek(max(0, size - _END64_BYTES - _LOCATOR_BYTES - _END_BYTES - _COMMENT_BYTES))
     tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END_BYTES > len(tail):
         raise BadInputError(f"{name}: the archive breaks off; send it again", code="bad_archive")
     entries, directory_bytes = struct.unpack_from("<HL", tail, at + 10)
-    if entries == 0xFFFF or directory_bytes == 0xFFFFFFFF:
-        at = tail.rfind(b"PK\x06\x06", 0, at)
-        if at < 0 or at + 56 > len(tail):
+    # zipfile goes by the ZIP64 record wherever its locator stands, whatever the record above claims
+    located = tail[max(at - _LOCATOR_BYTES, 0) : at].startswith(b"PK\x06\x07")
+    if located or entries == 0xFFFF or directory_bytes == 0xFFFFFFFF:
+        at -= _LOCATOR_BYTES + _END64_BYTES
+        if not located or at < 0 or not tail.startswith(b"PK\x06\x06", at):
             raise BadInputError(f"{name}: the archive's directory is damaged; pack it again", code="bad_archive")
         entries, directory_bytes = struct.unpack_from("<QQ", tail, at + 32)
     if entries > MAX_MEMBERS or directory_bytes > MAX_DIRECTORY_BYTES:
-        message = f"{name}: more than {MAX_MEMBERS} files in the archive; send one series"
-        raise BadInputError(message, code="too_large", status=413)
+        raise _too_many(name)
     file.seek(0)
 
 
@@ -132,6 +137,11 @@ def _inflates_past_its_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         left -= len(inflate.decompress(data, _CHUNK))
         data = inflate.unconsumed_tail
     return left < 0
+
+
+def _too_many(name: str) -> BadInputError:
+    message = f"{name}: more than {MAX_MEMBERS} files in the archive; send one series"
+    return BadInputError(message, code="too_large", status=413)
 
 
 def _too_large(name: str) -> BadInputError:

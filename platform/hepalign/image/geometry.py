@@ -108,9 +108,22 @@ class Geometry:
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij")).reshape(3, -1).T
         return self.index_to_world(corners)
 
-    def grid_mm(self) -> NDArray[np.float64]:
-        """World position of every voxel centre, (D, H, W, 3)."""
-        return self.index_to_world(np.stack(np.meshgrid(*map(np.arange, self.shape), indexing="ij"), axis=-1))
+    def grid_mm(self, box: tuple[slice, slice, slice] | None = None) -> NDArray[np.float64]:
+        """World position of every voxel centre, (D, H, W, 3), or of those in a box of the array."""
+        axes = [np.arange(n)[part] for n, part in zip(self.shape, box or (slice(None),) * 3, strict=True)]
+        return self.index_to_world(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1))
+
+    def index_box(self, low_mm: ArrayLike, high_mm: ArrayLike) -> tuple[slice, slice, slice]:
+        """The box of the array that holds every voxel centre from one corner to another of a box in the world."""
+        # held to the grid first: a corner may lie so far off that its index is no finite number
+        corners = self.corners_mm()
+        low = np.clip(low_mm, corners.min(axis=0) - 1, corners.max(axis=0) + 1)
+        high = np.clip(high_mm, corners.min(axis=0) - 1, corners.max(axis=0) + 1)
+        ends = self.world_to_index(np.array(np.meshgrid(*np.stack([low, high], axis=1))).reshape(3, -1).T)
+        starts = np.clip(np.floor(ends.min(axis=0)), 0, self.shape).astype(int).tolist()
+        stops = np.clip(np.ceil(ends.max(axis=0)) + 1, 0, self.shape).astype(int).tolist()
+        i, j, k = (slice(start, stop) for start, stop in zip(starts, stops, strict=True))
+        return i, j, k
 
     def same_grid(self, other: Geometry, tolerance_voxels: float = SAME_GRID_TOLERANCE_VOXELS) -> bool:
         """Whether both grids have the same voxels at the same places."""

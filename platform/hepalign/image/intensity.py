@@ -20,6 +20,8 @@ CT_WINDOW_HU = (-1000.0, 1000.0)
 SOFT_TISSUE_WINDOW_HU = (-200.0, 300.0)
 MR_PERCENTILES = (0.5, 99.5)
 BODY_THRESHOLD_HU = -400.0
+# Of an MR on [-1, 1]: what is brighter is the patient.
+MR_BODY_UNIT = -0.8
 # The body is found on a grid this coarse: a couch or a sleeve is thinner than the opening, an arm is not.
 BODY_SPACING_MM = 4.0
 
@@ -118,10 +120,25 @@ def body_mask(ct: Volume) -> Volume:
 
 def coarse_body_mask(ct: Volume) -> Volume:
     """`body_mask` where it is found: 0 or 1 as float32, on a grid of at least `BODY_SPACING_MM`."""
-    factor = np.maximum(BODY_SPACING_MM / np.asarray(ct.geometry.spacing_mm), 1.0)
-    shape = np.maximum(np.round(np.asarray(ct.geometry.shape) / factor), 1).astype(int)
-    coarse = resample(ct, ct.geometry.with_shape((int(shape[0]), int(shape[1]), int(shape[2]))))
-    dense = np.pad(np.asarray(coarse.data) > BODY_THRESHOLD_HU, 2, mode="edge")
+    return _largest_body(ct, BODY_THRESHOLD_HU)
+
+
+def mr_body_mask(mr: Volume) -> Volume:
+    """The patient in an MR: the largest thing brighter than air, what is dark within it filled; bool, on its grid.
+
+    Raises:
+        BadInputError: `constant_volume`.
+    """
+    scaled, _ = normalise_mr(mr)
+    fine = resample(_largest_body(mr.with_data(scaled), MR_BODY_UNIT), mr.geometry)
+    return fine.with_data(fine.as_mask())
+
+
+def _largest_body(volume: Volume, threshold: float) -> Volume:
+    factor = np.maximum(BODY_SPACING_MM / np.asarray(volume.geometry.spacing_mm), 1.0)
+    shape = np.maximum(np.round(np.asarray(volume.geometry.shape) / factor), 1).astype(int)
+    coarse = resample(volume, volume.geometry.with_shape((int(shape[0]), int(shape[1]), int(shape[2]))))
+    dense = np.pad(np.asarray(coarse.data) > threshold, 2, mode="edge")
     opened = ndimage.binary_opening(dense, ndimage.generate_binary_structure(3, 1))
     labels, count = ndimage.label(opened[2:-2, 2:-2, 2:-2])
     if count == 0:

@@ -2,8 +2,8 @@
 
 Coarse pyramid: translations by masked correlation over every offset at once (Padfield 2012, doi
 10.1109/TIP.2011.2181402) for a handful of orientations; the best few refined rigidly, the winner affinely, by
-Gauss-Newton on the sum of squared differences of MIND-SSC and wide-window intensity. Between MR and CT the bodies'
-outlines are searched with and MIND-SSC alone is compared.
+Gauss-Newton on the sum of squared differences of MIND-SSC and wide-window intensity, plus a little for strain (ADR
+0019). Between MR and CT the bodies' outlines are searched with and MIND-SSC alone is compared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
-from hepalign.image.intensity import SOFT_TISSUE_WINDOW_HU, ct_to_unit, normalise_mr
+from hepalign.image.intensity import MR_BODY_UNIT, SOFT_TISSUE_WINDOW_HU, ct_to_unit, normalise_mr
 from hepalign.image.volume import Volume
 from hepalign.inference.sampling import Places
 from hepalign.inference.workgrid import LEAST_START_SCALE, coarsened, resized, view_scale
@@ -38,17 +38,18 @@ SURE_SCORE = 0.93
 # Voxels added around the fixed grid when the moving image is brought onto it.
 PADDING = 4
 AIR_UNIT = -0.6
-# What belongs to the body, roughly: above an MR's background, above air and lung.
-MR_BODY_UNIT = -0.8
+# What belongs to the body, roughly: above air and lung.
 CT_BODY_HU = -300.0
 OUT_OF_VIEW_COST = 0.2
+# Cost of a squared strain: a crop that shows little does not say how it is sheared.
+STRAIN_COST = 0.1
 # Boxes that share less than this part of the smaller one hold different anatomy, or one of them lies elsewhere.
 MIN_BOX_OVERLAP = 0.02
 
 
 @dataclass(frozen=True)
 class AffineStart:
-    """The matrix (4 x 4, fixed world to moving world) and its similarity (1 is best) before and after."""
+    """The matrix (4 x 4, fixed world to moving world) and 1 minus its cost, strain included (1 is best)."""
 
     matrix: NDArray[np.float64]
     similarity: float
@@ -65,14 +66,15 @@ class _Level:
     to_index: NDArray[np.float64]  # moving world to moving voxel, 4 x 4
 
     def compare(self, points: NDArray[np.float64]) -> tuple[float, Tensor, Tensor]:
-        """Mean cost, weighted residual (N,C) and weighted slope along the world's axes (N,C,3) at moved points."""
+        """Cost, weighted residual (N,C; its squares sum to their mean) and slope along the world's axes (N,C,3)."""
         indices = torch.from_numpy(points @ self.to_index[:3, :3].T + self.to_index[:3, 3]).float()
         channels = self.target.shape[1]
         values = Places(indices, self.table.shape).read(self.table)
-        root = (self.weight * values[:, -1:]).clamp_min(0).sqrt()
+        counts = (self.weight * values[:, -1:]).clamp_min(0)
+        total = float(counts.sum())
+        root = (counts / max(total * channels, 1e-6)).sqrt()
         residual = (self.target - values[:, :channels]) * root
-        total = float(root.square().sum())
-        cost = float(residual.square().sum()) / max(total * channels, 1e-6)
+        cost = float(residual.square().sum())
         # what slides out of view must not pay
         cost += OUT_OF_VIEW_COST * max(0.0, 0.5 - total / float(self.weight.sum()))
         slope = values[:, channels:-1].reshape(-1, 3, channels) * root[:, None]
@@ -349,7 +351,7 @@ def _best_translation(a: _Spectra, b: _Spectra) -> tuple[float, tuple[int, int, 
 def _gauss_newton(
     level: _Level, matrix: NDArray[np.float64], *, steps: int, rigid: bool
 ) -> tuple[NDArray[np.float64], float]:
-    """Minimise the weighted mean of (F(x) − M(T x))² over T; returns the matrix and its cost."""
+    """Minimise the weighted mean of (F(x) − M(T x))² over T, plus what its strain costs; the matrix and that sum."""
     best, best_cost, damping = matrix, np.inf, 1e-3
     current = matrix
     equations: tuple[Tensor, Tensor] | None = None
@@ -357,10 +359,16 @@ def _gauss_newton(
         points = level.world @ current[:3, :3].T + current[:3, 3]
         centre = points.mean(0)
         cost, residual, slope = level.compare(points)
+        strained = strain(current)
+        cost += STRAIN_COST * float(np.square(strained).sum())
         gained = best_cost - cost
         if gained > 0:
             best, best_cost, damping = current, cost, max(damping / 3, 1e-5)
-            equations = _normal_equations(slope, residual, torch.from_numpy(points - centre).float(), rigid)
+            normal, right = _normal_equations(slope, residual, torch.from_numpy(points - centre).float(), rigid)
+            if not rigid:
+                normal[:9, :9] += STRAIN_COST * symmetric_part()
+                right[:9] -= STRAIN_COST * torch.from_numpy(strained.flatten())
+            equations = normal, right
             best_centre = centre
             if gained < PLATEAU * best_cost:
                 break
@@ -374,6 +382,18 @@ def _gauss_newton(
         if damping > 1:
             break
     return best, best_cost
+
+
+def strain(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(LLᵀ − I) / 2 of a map's linear part L, 3 x 3: none for a rotation (left Cauchy-Green)."""
+    found: NDArray[np.float64] = (matrix[:3, :3] @ matrix[:3, :3].T - np.eye(3)) / 2
+    return found
+
+
+def symmetric_part() -> Tensor:
+    """What a further step (I + δ) L adds to the strain of a nearly rigid L, over δ: (9, 9), both flattened."""
+    same = torch.eye(9, dtype=torch.float64)
+    return (same + same.reshape(3, 3, 9).transpose(0, 1).reshape(9, 9)) / 2
 
 
 def _grown(delta: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -50,6 +50,16 @@ class Bundle:
         """`name version`, as results quote it."""
         return f"{self.manifest['name']} {self.manifest['version']}"
 
+    @property
+    def config_digests(self) -> dict[str, str]:
+        """`config_digest` of each stage."""
+        return {stage: config_digest(config) for stage, config in self.configs.items()}
+
+
+def config_digest(config: Mapping[str, object]) -> str:
+    """SHA-256 of what a network's JSON says: the same weights at another spacing or window are another network."""
+    return sha256(json.dumps(dict(config), sort_keys=True).encode())
+
 
 def load_bundle(folder: Path) -> Bundle:
     """Load a release, each file checked against the digest its manifest pins, into a process made ready for its work.

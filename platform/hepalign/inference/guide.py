@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -111,8 +113,9 @@ def _inpainted(
     prior = warp(pct, resample_field(field, region.geometry), fill=float("nan"))
     hole = probe_mask.crop(box)
     image = ict.as_float().copy()
-    image[box] = fuse(region, hole, step(bundle, region, hole, prior).image).data
-    return Inpainted(ict.with_data(image), ict.with_data(probe_mask.as_mask()))
+    filled = step(bundle, region, hole, prior)
+    image[box] = fuse(region, hole, filled.image).data
+    return Inpainted(ict.with_data(image), ict.with_data(probe_mask.as_mask()), filled.warnings)
 
 
 def _finish(
@@ -140,7 +143,7 @@ def _finish(
     clock.mark("warp")
     hole = inpainted.mask.as_mask()
     tumours = tumour_masks(carried)
-    uncertainty = _uncertainty(done, tumours)
+    uncertainty = _uncertainty(done, tumours, plan)
     evidence = replace(
         done.evidence,
         liver_dice=_liver_dice(carried, labels),
@@ -148,20 +151,23 @@ def _finish(
     )
     status, reasons = judge(evidence)
     in_hole = any(hidden_share(mask, hole) > HIDDEN_SHARE for mask in tumours.values())
-    if in_hole and status == "accept":
-        status, reasons = "review", [*reasons, "a tumour lies in the inpainted region: it was not seen"]
-    if plan.quality.get("status") == "reject":
-        status, reasons = "reject", [*reasons, "the plan itself was rejected"]
-    warnings = list(done.warnings)
+    doubts = _doubts(plan, tumours, in_hole=in_hole)
+    if doubts and status == "accept":
+        status = "review"
+    if plan.quality["status"] == "reject":
+        status, doubts = "reject", [*doubts, "the plan itself was rejected"]
+    failures = [*done.warnings, *inpainted.warnings]
+    warnings = [*failures]
     if carried is None or "liver" not in carried.names.values():
         warnings.append("no liver mask came in: the liver's overlap was not judged")
     clock.mark("quality")
-    quality = {**done.quality, "status": status, "reasons": reasons}
+    quality = {**done.quality, "status": status, "reasons": [*reasons, *doubts]}
     if evidence.liver_dice is not None:
         quality["liver_dice"] = evidence.liver_dice
     margins = {} if ablation is None else {
         name: margin_coverage(ict.with_data(mask), resample(ablation, ict.geometry, mode="nearest"))
         for name, mask in tumours.items()
+        if mask.any()
     }  # fmt: skip
     inputs = {"ict": ict, "probe_mask": inpainted.mask}
     return GuideResult(
@@ -179,7 +185,7 @@ def _finish(
         timings={**clock.timings, "compute_s": sum(clock.timings.values())},
         plan_digest=plan.digest,
         warnings=tuple(warnings),
-        degraded=bool(done.warnings),
+        degraded=bool(failures),
         uncertainty_mm=uncertainty,
         margins=margins,
         tumour_in_hole=in_hole,
@@ -202,13 +208,33 @@ def _liver_dice(carried: LabelMap | None, labels: Mapping[str, Volume]) -> float
     return dice(np.asarray(carried.volume.data) > 0, seen)
 
 
-def _uncertainty(done: Registration, tumours: Mapping[str, NDArray[np.bool_]]) -> dict[str, float]:
-    """The error to be expected at each tumour, mm: the field's spread there, as it was seen to relate to the error."""
+def _doubts(plan: Plan, tumours: Mapping[str, NDArray[np.bool_]], *, in_hole: bool) -> list[str]:
+    """Why a person must look, whatever the registration of the two CTs shows."""
+    doubts = []
+    if in_hole:
+        doubts.append("a tumour lies in the inpainted region: it was not seen")
+    doubts += [f"no voxel of {name} lies in the iCT" for name, mask in tumours.items() if not mask.any()]
+    if plan.quality["status"] == "review":
+        why = "; ".join(str(reason) for reason in cast("list[object]", plan.quality["reasons"]))
+        doubts.append(f"the plan is to be reviewed: {why}")
+    return doubts
+
+
+def _uncertainty(done: Registration, tumours: Mapping[str, NDArray[np.bool_]], plan: Plan) -> dict[str, float]:
+    """The error to be expected at each tumour, mm: the field's spread there, as it was seen to relate to the error.
+
+    A tumour that was drawn on the MR alone came through the plan's registration as well, whose error is independent;
+    where the plan knows none (ANTs), nobody can say.
+    """
+    planned_mm = 0.0 if "pct_tumour" in plan.labels else plan.quality.get("expected_error_mm")
+    if planned_mm is None:
+        return {}
     levels, found = done.levels, {}
     for name, mask in tumours.items():
         if mask.any():
             points = done.fixed.geometry.index_to_world(np.argwhere(mask))
             indices = torch.from_numpy(levels.quarter_geometry.world_to_index(points)).float()
             spread_mm = Places(indices, done.spread_mm.shape).read(done.spread_mm)
-            found[name] = round(error_model().tumour_scale * float(spread_mm.mean()), 3)
+            here_mm = error_model().tumour_scale * float(spread_mm.mean())
+            found[name] = round(math.hypot(here_mm, cast("float", planned_mm)), 3)
     return found

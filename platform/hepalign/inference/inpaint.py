@@ -18,6 +18,7 @@ from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle
 from hepalign.inference.tensors import device_of
+from hepalign.nets.fill import base_image
 from hepalign.nets.precision import autocast
 from hepalign.nets.unet import InpaintingNetConfig
 from hepalign.transform.warp import Box, bounding_box
@@ -28,6 +29,7 @@ MARGIN_MM = 24.0
 # least spacing. Measured at 3.3 to 4.5 mm (five phantoms, two pairs of a real CT): RMSE in the hole 50.8 for 52.5 and
 # 18.5 for 18.1 HU, in a third of the time.
 COARSE_SHARE = 0.85
+FAILED = "the inpainting network gave no finite values: the hole holds the smooth fill that it starts from"
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,18 @@ class Inpainted:
     Args:
         image: HU, float32, on the iCT's grid; outside `mask` equal to the iCT bit for bit (as float32).
         mask: bool, the voxels that are synthetic.
+        warnings: what its reader should know: a network that failed.
     """
 
     image: Volume
     mask: Volume
+    warnings: tuple[str, ...] = ()
 
 
 def inpaint(bundle: Bundle, ict: Volume, probe_mask: Volume, prior: Volume | None = None) -> Inpainted:
     """Fill the hole; only its box and a margin are computed.
+
+    A network whose values are not finite is left out, with a warning: a hole must not hold what looks like a reading.
 
     Args:
         bundle: the release.
@@ -59,14 +65,16 @@ def inpaint(bundle: Bundle, ict: Volume, probe_mask: Volume, prior: Volume | Non
         if volume is not None and not volume.geometry.same_grid(ict.geometry):
             raise BadInputError(f"{name} is not on the iCT's grid; resample it there first", code="grid_mismatch")
     box, hole = box_around(probe_mask), probe_mask.as_mask()
-    filled = _fill(bundle, ict.crop(box), hole[box], None if prior is None else prior.crop(box))
+    filled, warnings = _fill(bundle, ict.crop(box), hole[box], None if prior is None else prior.crop(box))
     image = ict.as_float().copy()
     image[box] = np.where(hole[box], filled, image[box])
-    return Inpainted(ict.with_data(image), ict.with_data(hole))
+    return Inpainted(ict.with_data(image), ict.with_data(hole), warnings)
 
 
-def _fill(bundle: Bundle, ict: Volume, hole: NDArray[np.bool_], prior: Volume | None) -> NDArray[np.float32]:
-    """HU at every voxel of the region."""
+def _fill(
+    bundle: Bundle, ict: Volume, hole: NDArray[np.bool_], prior: Volume | None
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """HU at every voxel of the region, and warnings."""
     net = bundle.networks["inpainting"]
     config = cast("InpaintingNetConfig", net.config)
     grid = ict.geometry if config.spacing_mm is None else _fill_grid(ict.geometry, config.spacing_mm)
@@ -90,9 +98,12 @@ def _fill(bundle: Bundle, ict: Volume, hole: NDArray[np.bool_], prior: Volume | 
         inputs += [unit(shown), (share(known) > 0.999).float()]
     with torch.inference_mode(), autocast(device):
         result, _ = net(*inputs)
+        failed = not torch.isfinite(result).all()
+        if failed:
+            result = base_image(*inputs)
         result = inputs[0] + (1 - mask) * result.clamp(-1, 1)
     hu = unit_to_ct(result[0, 0].cpu().numpy(), config.window_hu)
-    return resample(Volume(hu, grid), ict.geometry).as_float()
+    return resample(Volume(hu, grid), ict.geometry).as_float(), (FAILED,) if failed else ()
 
 
 def _fill_grid(ict: Geometry, spacing_mm: float) -> Geometry:

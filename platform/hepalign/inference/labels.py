@@ -16,6 +16,8 @@ from hepalign.transform.warp import Box, bounding_box, warp_masks
 
 LIVER_VALUE = 1
 FIRST_TUMOUR_VALUE = 2
+# A map's values are one byte each.
+MOST_TUMOURS = 255 - LIVER_VALUE
 LABEL_NAMES = ("pmr_liver", "pmr_tumour", "pct_liver", "pct_tumour")
 
 
@@ -36,34 +38,42 @@ def checked_labels(labels: Mapping[str, Volume] | None) -> dict[str, Volume]:
     """Labels by canonical name; `pmr:tumour` and `pmr_tumour` are one.
 
     Raises:
-        BadInputError: `unknown_label`.
+        BadInputError: `unknown_label`; `bad_label` for more tumours than a label map has values.
     """
     checked: dict[str, Volume] = {}
     for name, volume in (labels or {}).items():
         canonical = name.replace(":", "_")
         if canonical not in LABEL_NAMES:
             raise BadInputError(f"no label is called {name!r}; known: {', '.join(LABEL_NAMES)}", code="unknown_label")
+        if canonical.endswith("_tumour") and len(_numbered(volume)[2]) > MOST_TUMOURS:
+            raise BadInputError(
+                f"{name} is in more than {MOST_TUMOURS} pieces: remove the specks, or give each tumour a value",
+                code="bad_label",
+            )
         checked[canonical] = volume
     return checked
 
 
 def separate_tumours(mask: Volume) -> list[NDArray[np.bool_]]:
     """One mask a tumour: the map's own values where it has several, else connected pieces."""
-    box = bounding_box(mask.as_mask())
-    if box is None:
-        return []
+    box, numbered, values = _numbered(mask)
+    masks = []
+    for value in values:
+        whole = np.zeros(mask.data.shape, bool)
+        whole[box] = numbered == value
+        masks.append(whole)
+    return masks
+
+
+def _numbered(mask: Volume) -> tuple[Box, NDArray[np.integer], list[int]]:
+    """The box that holds all tumours, a number in it for each tumour's voxels, and the numbers."""
+    box = bounding_box(mask.as_mask()) or (slice(0), slice(0), slice(0))
     data = np.rint(np.asarray(mask.data[box])).astype(np.int64)
     values = [int(value) for value in np.unique(data) if value > 0]
     if len(values) > 1:
-        return [_whole(data == value, box, mask) for value in values]
+        return box, data, values
     pieces, count = ndimage.label(data > 0, ndimage.generate_binary_structure(3, 3))
-    return [_whole(pieces == index, box, mask) for index in range(1, count + 1)]
-
-
-def _whole(part: NDArray[np.bool_], box: Box, mask: Volume) -> NDArray[np.bool_]:
-    whole = np.zeros(mask.data.shape, bool)
-    whole[box] = part
-    return whole
+    return box, pieces, list(range(1, count + 1))
 
 
 def warp_labels(

@@ -134,21 +134,17 @@ class ErrorModel(WeightedSum):
         review_mm: an expected error above this asks for a look.
         reject_mm: one above this forbids use.
         tumour_scale: error at a tumour over the field's spread there, as measured.
-        two_patients: the other question, where it was fitted.
+        two_patients: the other question.
     """
 
     review_mm: float
     reject_mm: float
     tumour_scale: float
-    two_patients: PatientModel | None = None
+    two_patients: PatientModel
 
     def expected_error_mm(self, measures: Mapping[str, float]) -> float:
         """What error such measures (`Evidence.measures`) came with."""
         return float(np.exp(self.of(measures)))
-
-    def suspects_two_patients(self, measures: Mapping[str, float]) -> bool:
-        """Whether such measures are those of two patients."""
-        return self.two_patients is not None and self.two_patients.suspects(measures)
 
 
 @cache
@@ -167,6 +163,8 @@ def judge(
     if evidence.failed is not None:
         return "reject", [evidence.failed]
     measures = evidence.measures()
+    if not np.isfinite(list(measures.values())).all():
+        return "reject", ["what the registration shows of itself is no number"]
     findings = [
         # value, review and reject limit, +1 where more is worse, words
         (model.expected_error_mm(measures), model.review_mm, model.reject_mm, 1,
@@ -181,7 +179,7 @@ def judge(
     ]  # fmt: skip
     status: Status = "accept"
     reasons = []
-    if model.suspects_two_patients(measures):
+    if model.two_patients.suspects(measures):
         status, reasons = "reject", ["the images agree as those of two patients do"]
     for value, review, reject, sign, words in findings:
         if value is None or sign * value <= sign * review:

@@ -89,6 +89,9 @@ class Registration:
     def save(self, folder: Path) -> Path:
         """Write field.nii.gz, warped.nii.gz, warped_label.nii.gz (where a label came in) and result.json."""
         folder.mkdir(parents=True, exist_ok=True)
+        # what another registration left there must not stand beside this one's
+        for name in ("result.json", "warped_label.nii.gz"):
+            (folder / name).unlink(missing_ok=True)
         write_field(self.field, folder / "field.nii.gz")
         write_nifti(warp(self.moving, self.field), folder / "warped.nii.gz")
         if self.moving_label is not None and self.quality["status"] != "reject":
@@ -194,11 +197,15 @@ def deform(
             # it learned from CT alone: measured, an MR's refined field is worse after it (3.58 mm against 3.47)
             residual = start
     refinement = REFINEMENT[engine]
-    if refinement is not None:
+    if refinement is not None and clock.is_over():
+        warnings.append("the budget was used up before the refinement: the field is not refined")
+    elif refinement is not None:
         name, effort = refinement
         residual = levels.refine(residual, effort, clock.deadline)
         method.append(name)
         clock.mark("refine")
+        if clock.is_over():
+            warnings.append("the budget ended the refinement early")
     failed = None if torch.isfinite(residual).all() else "no registration could be computed"
     residual, field = levels.unfolded_field(still if failed else residual, matrix, fixed.geometry)
     clock.mark("field")
@@ -259,6 +266,10 @@ class Clock:
         self._last = time.perf_counter()
         self.deadline = None if budget_s is None else self._last + budget_s
         self.timings: dict[str, float] = {}
+
+    def is_over(self) -> bool:
+        """Whether the budget is used up."""
+        return self.deadline is not None and time.perf_counter() > self.deadline
 
     def mark(self, step: str) -> None:
         """The time since the last mark belongs to `step`."""

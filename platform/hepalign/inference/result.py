@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hepalign.errors import BadInputError
 from hepalign.image.volume import Volume
@@ -13,6 +15,9 @@ from hepalign.inference.provenance import CONVENTION
 from hepalign.inference.result_writer import ResultWriter
 from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.files import read_field
+
+if TYPE_CHECKING:
+    from hepalign.inference.planner import Plan
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class GuideResult:
         plan_digest: of the plan that was used.
         warnings: what its reader should know.
         degraded: True where a smaller or simpler way was taken.
-        uncertainty_mm: by tumour name, spread of the field there.
+        uncertainty_mm: by tumour name, the error to be expected there; without those of which nobody can say.
         margins: by tumour name, coverage of the tumour and its 5 and 10 mm margins by the ablation zone.
         tumour_in_hole: True where a tumour lies in inpainted voxels for the most part.
         outside_grid_fraction: share of the iCT that maps outside the pCT.
@@ -99,8 +104,11 @@ class GuideResult:
             writer.finish(self, h5=h5)
 
 
-def load_previous(folder: Path) -> DisplacementField:
+def load_previous(folder: Path, plan: Plan, *, report: list[str]) -> DisplacementField | None:
     """The pCT-to-iCT field of an earlier result, for a repeated iCT to start from.
+
+    None, with a line in `report`, where that result was rejected or is another plan's: a start that is wrong is worse
+    than none.
 
     Raises:
         BadInputError: `previous_missing` when the folder holds no finished result.
@@ -111,4 +119,8 @@ def load_previous(folder: Path) -> DisplacementField:
             "the previous result lacks result.json or field_ict_from_pct.nii.gz: name the folder that `guide` wrote",
             code="previous_missing",
         )
+    found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    if found["quality"]["status"] == "reject" or found["plan_digest"] != plan.digest:
+        report.append("the previous result was rejected or belongs to another plan: this one was started anew")
+        return None
     return read_field(path)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hepalign.cases.placing import covering_grid
+from hepalign.errors import WorkFailedError
 from hepalign.image.intensity import normalise_mr, unit_to_ct
 from hepalign.image.resample import resample
 from hepalign.image.volume import Volume
@@ -29,6 +30,7 @@ def synthesise(bundle: Bundle, pmr: Volume) -> Volume:
 
     Raises:
         BadInputError: `constant_volume`.
+        WorkFailedError: `network_failed` for values that are not finite.
     """
     net = bundle.networks["synthesis"]
     config = cast("GeneratorConfig", net.config)
@@ -49,5 +51,9 @@ def synthesise(bundle: Bundle, pmr: Volume) -> Volume:
 
     with torch.inference_mode():
         synthetic = sliding_window(run, image, config.patch)
+    if not torch.isfinite(synthetic).all():
+        raise WorkFailedError(
+            "the synthesis network gave no finite values for this MR: plan with another release", code="network_failed"
+        )
     hu = unit_to_ct(synthetic[0, 0].cpu().numpy(), config.window_hu)
     return resample(unit.with_data(hu), pmr.geometry, fill=config.window_hu[0])

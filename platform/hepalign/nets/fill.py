@@ -25,7 +25,7 @@ def smooth_fill(image: Tensor, mask: Tensor) -> Tensor:
     return _pull(image * mask, mask)
 
 
-def base_image(image: Tensor, mask: Tensor, prior: Tensor | None, prior_mask: Tensor | None) -> Tensor:
+def base_image(image: Tensor, mask: Tensor, prior: Tensor | None = None, prior_mask: Tensor | None = None) -> Tensor:
     """What a residual network starts from, float32 [B, 1, D, H, W], without gradient.
 
     With a prior this is the prior plus the smooth fill of (image - prior) over the voxels where both are known, that

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hepalign.nets.fill import valid_mask
-from hepalign.nets.precision import pad_shallow
+from hepalign.nets.precision import conv3d
 from hepalign.nets.unet import INPUT_SCALE, InpaintingNetConfig, finished, output_layer
 
 Group = tuple[Tensor, Tensor]  # features [B, C, D, H, W] and their mask [B, 1, D, H, W], 1 where valid
@@ -73,8 +73,7 @@ class PartialConv3d(nn.Module):
     def _convolve(self, masked: list[Tensor], weight: Tensor, ratio: Tensor) -> Tensor:
         features = torch.cat(masked, dim=1) if len(masked) > 1 else masked[0]
         around = self.kernel // 2
-        features, padding = pad_shallow(features, self.kernel, (around, around, around))
-        convolved = F.conv3d(features, weight, stride=self.stride, padding=padding)
+        convolved = conv3d(features, weight, stride=(self.stride,) * 3, padding=(around,) * 3)
         # In place: the backward pass of a convolution does not need what it gave.
         return convolved.mul_(ratio.to(convolved.dtype))
 

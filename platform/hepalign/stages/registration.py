@@ -16,7 +16,7 @@ from torch.optim import AdamW, Optimizer
 
 from hepalign.cases.case import Split
 from hepalign.cases.cohort import Cohort
-from hepalign.cases.registration_data import RegistrationData, registration_loader
+from hepalign.cases.registration_data import Judge, RegistrationData, registration_loader, validated_by
 from hepalign.inference.coarse import coarse_start, eroded
 from hepalign.losses.regularisation import bending_energy, diffusion
 from hepalign.losses.similarity import MIND_CHANNELS, lncc_loss, weighted_mean
@@ -96,14 +96,21 @@ class _Predicted:
     weight: Tensor
 
 
+SELECTION: dict[Judge, tuple[str, bool]] = {
+    "truth": ("liver_error_mm", True),
+    "livers": ("liver_dice", False),
+    "images": ("mind", True),
+}
+
+
 class RegistrationStage:
-    """One network, one optimiser; chosen by the end-point error in the liver in mm."""
+    """One network, one optimiser; chosen by the end-point error in the liver in mm, or by what the cohort knows."""
 
     name = "registration"
-    selection = ("liver_error_mm", True)
 
     def __init__(self, config: RegistrationConfig, cohorts: Sequence[Cohort], device: torch.device) -> None:
         self.config, self.cohorts, self.device = config, cohorts, device
+        self.selection = SELECTION[validated_by(cohorts, config.data)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             net = RegNet(config.net)
@@ -156,18 +163,21 @@ class RegistrationStage:
 
     @torch.no_grad()
     def score(self, batch: Batch) -> dict[str, float]:
-        """End-point error in liver and body (mm) and the warped liver's Dice; they know no loss weights."""
+        """MIND-SSC difference and, where known, end-point error (mm) and the liver's Dice; none knows loss weights."""
         mask, liver, moving_liver, truth = self._images(batch, "fixed_mask", "fixed_liver", "moving_liver", "field")
-        field = upsample_field(self._predicted(unwrap(self._net), batch).displacement)
-        error_mm = (field - truth).norm(dim=1, keepdim=True) * self.config.data.spacing_mm
+        predicted = self._predicted(unwrap(self._net), batch)
+        field = upsample_field(predicted.displacement)
+        scores = {"mind": float(_mind(predicted))}
         known = self._flag(batch, "has_field")
-        inside = liver if float((liver * known).sum()) > 0 else mask
-        overlap = (warp_tensor(moving_liver, field) > 0.5).float()
-        return {
-            "liver_error_mm": float(weighted_mean(error_mm, inside * known)),
-            "body_error_mm": float(weighted_mean(error_mm, mask * known)),
-            "liver_dice": float(2 * (overlap * liver).sum() / (overlap.sum() + liver.sum()).clamp_min(1)),
-        }
+        if known.any():
+            error_mm = (field - truth).norm(dim=1, keepdim=True) * self.config.data.spacing_mm
+            inside = liver if float((liver * known).sum()) > 0 else mask
+            scores["liver_error_mm"] = float(weighted_mean(error_mm, inside * known))
+            scores["body_error_mm"] = float(weighted_mean(error_mm, mask * known))
+        if self._flag(batch, "has_liver").any():
+            overlap = (warp_tensor(moving_liver, field) > 0.5).float()
+            scores["liver_dice"] = float(2 * (overlap * liver).sum() / (overlap.sum() + liver.sum()).clamp_min(1))
+        return scores
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
@@ -195,9 +205,7 @@ class RegistrationStage:
         moving, fixed = predicted.features.chunk(2)
         terms: dict[str, Tensor] = {}
         if weights.mind:
-            # the measure that refinement goes on with: the features themselves are warped
-            difference = warp_tensor(moving[:, :MIND_CHANNELS], displacement) - fixed[:, :MIND_CHANNELS]
-            terms["mind"] = weighted_mean(difference.square(), predicted.weight)
+            terms["mind"] = _mind(predicted)
         if weights.lncc:
             warped = warp_tensor(moving[:, MIND_CHANNELS:], displacement)
             terms["lncc"] = 1 + lncc_loss(warped, fixed[:, MIND_CHANNELS:], 7, predicted.weight)
@@ -226,3 +234,9 @@ class RegistrationStage:
 
     def _images(self, batch: Batch, *names: str) -> list[Tensor]:
         return [cast("Tensor", batch[name]).to(self.device, non_blocking=True).float() for name in names]
+
+
+def _mind(predicted: _Predicted) -> Tensor:
+    """The measure that refinement goes on with: the features themselves are warped."""
+    moving, fixed = (features[:, :MIND_CHANNELS] for features in predicted.features.chunk(2))
+    return weighted_mean((warp_tensor(moving, predicted.displacement) - fixed).square(), predicted.weight)

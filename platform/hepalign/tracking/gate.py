@@ -101,7 +101,7 @@ def judge(policy: Policy, results: Results, manifest: Mapping[str, Any], champio
     checks = [*_scope(policy, results, rows)]
     if policy.check_leaks:
         checks.append(_leaks([row for row in nameless(results)["cases"] if row["method"] == policy.method], manifest))
-    checks += [_threshold(rule, policy.method, results) for rule in policy.thresholds]
+    checks += [_threshold(rule, policy, results) for rule in policy.thresholds]
     checks += [_beats(other, policy.method, results) for other in policy.must_beat]
     if champion is not None:
         ours = nameless(results)
@@ -153,25 +153,28 @@ def _leaks(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> Ch
     return Check("no test patient in training", not leaked, f"{len(leaked)} cases of patients seen in training")
 
 
-def _threshold(rule: Threshold, method: str, results: Results) -> Check:
+def _threshold(rule: Threshold, policy: Policy, results: Results) -> Check:
     where = f"{rule.pair} {rule.structure}" if rule.pair else rule.structure
     bound = rule.at_least if rule.at_least is not None else rule.at_most
     text = f"{where} {rule.metric} {'≥' if rule.at_least is not None else '≤'} {bound:g}"
-    mean = _mean(results, rule.pair, rule.structure, rule.metric, method)
-    if mean is None:
+    row = _row(results, rule.pair, rule.structure, rule.metric, policy.method)
+    if row is None:
         return Check(text, False, "not in the evaluation")
     assert bound is not None
-    return Check(text, mean >= bound if rule.at_least is not None else mean <= bound, f"{mean:.4g}")
+    mean, cases = float(row["mean"]), int(row["n"])
+    met = mean >= bound if rule.at_least is not None else mean <= bound
+    # a mean over few of the cases says little of the others
+    return Check(text, met and cases >= policy.min_cases, f"{mean:.4g} over {cases} cases")
 
 
-def _mean(results: Results, pair: str | None, structure: str, metric: str, method: str) -> float | None:
-    """A mean of the table; without a pair, of the synthesis or inpainting scores."""
-    rows = results["table"] if pair else results["images"].get(structure, [])
+def _row(results: Results, pair: str | None, structure: str, metric: str, method: str) -> Mapping[str, Any] | None:
+    """A row of the table that has a mean; without a pair, of the synthesis or inpainting scores."""
+    rows: Sequence[Mapping[str, Any]] = results["table"] if pair else results["images"].get(structure, [])
     for row in rows:
         here = pair is None or (row["pair"], row["structure"]) == (pair, structure)
         ours = row["method"] == method or (pair is None and row["method"].startswith(method.partition("-")[0]))
         if here and ours and row["metric"] == metric and row["mean"] is not None:
-            return float(row["mean"])
+            return row
     return None
 
 
@@ -179,8 +182,10 @@ def _beats(other: str, method: str, results: Results) -> Check:
     compared, worse = 0, []
     for pair in dict.fromkeys(row["pair"] for row in results["table"]):
         for metric in ("dense_tre_mm", "tre_mm"):
-            ours, theirs = (_mean(results, pair, "liver", metric, name) for name in (method, other))
-            if ours is not None and theirs is not None:
+            rows = [_row(results, pair, "liver", metric, name) for name in (method, other)]
+            means = [float(row["mean"]) for row in rows if row is not None]
+            if len(means) == len(rows):
+                ours, theirs = means
                 compared += 1
                 # written so that a mean that is no number loses
                 worse += [] if ours <= theirs else [f"{pair} {ours:.3g} > {theirs:.3g} mm"]

@@ -120,6 +120,9 @@ def append(
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
+        # MLflow asks again when an answer was lost: then the name was taken by this very entry
+        if entry in entries(mlflow):
+            return entry
         raise WorkFailedError(
             f"somebody else promoted or rolled back at the same time (history entry {entry.entry}): look at "
             "`hepalign release history` and try again if you still want to",
@@ -130,12 +133,19 @@ def append(
 
 
 def champions(history: Sequence[Entry]) -> list[Entry]:
-    """The stack of champions: a promotion lays one on top, a rollback takes it away; the last is the present one."""
+    """The stack of champions: a promotion lays one on top, a rollback takes it away; the last is the present one.
+
+    A champion that is promoted again takes its own place: what a rollback goes back to is another release.
+    """
     stack: list[Entry] = []
     for entry in history:
         if entry.action == "rollback":
-            stack.pop()
+            # down to the release it names: older histories hold rollbacks to the very release that stood
+            while stack and stack[-1].release_sha256 != entry.release_sha256:
+                stack.pop()
         else:
+            if stack and stack[-1].release_sha256 == entry.release_sha256:
+                stack.pop()
             stack.append(entry)
     return stack
 

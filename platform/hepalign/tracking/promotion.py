@@ -14,6 +14,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from hepalign.errors import BadInputError, UsageError, WorkFailedError
+from hepalign.inference.bundle import config_digest
 from hepalign.tracking import gate as gates
 from hepalign.tracking import ledger
 from hepalign.tracking.address import CHAMPION, MODEL, exists
@@ -70,7 +71,9 @@ def promote(
             cohort=results["provenance"]["cohort"],
             judged=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        _store(api, version, folder, report, evaluation)
+        # what a release that was promoted is served with, and compared with, stays when it is judged again in vain
+        if report["passed"] or release_sha256(folder) not in {entry.release_sha256 for entry in history}:
+            _store(api, version, folder, report, evaluation)
         if not report["passed"]:
             failed = "; ".join(f"{check.rule} ({check.found})" for check in checks if not check.passed)
             raise WorkFailedError(f"the gate refuses {folder.name}: {failed}", code="gate_failed")
@@ -138,12 +141,14 @@ def _settled_history(api: MlflowClient) -> list[ledger.Entry]:
 def _results(evaluation: Path, folder: Path) -> dict[str, Any]:
     results = _json(evaluation / RESULTS_FILE)
     try:
-        evaluated = results["provenance"]["release"]["digests"]
-    except (KeyError, TypeError) as error:
+        release = results["provenance"]["release"]
+        # older evaluations know the weights alone
+        evaluated = release["digests"], release.get("config_digests", _pinned_configs(folder))
+    except (KeyError, TypeError, AttributeError) as error:
         raise BadInputError(
             f"{evaluation.name} holds no evaluation of a release", code="evaluation_mismatch"
         ) from error
-    if evaluated != _pinned(folder):
+    if evaluated != (_pinned(folder), _pinned_configs(folder)):
         raise BadInputError(
             f"{evaluation.name} evaluates another release than {folder.name}: evaluate this one",
             code="evaluation_mismatch",
@@ -156,19 +161,28 @@ def _pinned(folder: Path) -> dict[str, str]:
     return {stage: entry["sha256"] for stage, entry in _json(folder / "release.json")["networks"].items()}
 
 
+def _pinned_configs(folder: Path) -> dict[str, str]:
+    """The digests of what its networks' JSON files say, stage by stage."""
+    return {stage: config_digest(_json(folder / f"{stage}.json")) for stage in _pinned(folder)}
+
+
 def _champion_results(
     api: MlflowClient, history: list[ledger.Entry], results: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The champion's evaluation, nameless; None when there is none yet. An ablation row named champion comes first."""
+    """The champion's evaluation, nameless; None when there is none yet.
+
+    It comes from this evaluation's own rows where its ablation named champion was of that very release.
+    """
     stack = ledger.champions(history)
     if not stack:
         return None
-    rows = [row | {"method": "proposed-refine"} for row in results["cases"] if row["method"] == CHAMPION]
-    if rows:
-        return gates.nameless({"provenance": results["provenance"], "cases": rows})
     version = api.get_model_version(MODEL, stack[-1].version)
     with tempfile.TemporaryDirectory() as scratch:
-        return _json(Path(api.download_artifacts(str(version.run_id), EVALUATION, scratch)))
+        stored = _json(Path(api.download_artifacts(str(version.run_id), EVALUATION, scratch)))
+    if results["provenance"].get("ablations", {}).get(CHAMPION) != stored["provenance"]["release"]["digests"]:
+        return stored
+    rows = [row | {"method": "proposed-refine"} for row in results["cases"] if row["method"] == CHAMPION]
+    return gates.nameless({**results, "cases": rows})
 
 
 def _store(api: MlflowClient, version: str, folder: Path, report: Mapping[str, Any], evaluation: Path) -> None:

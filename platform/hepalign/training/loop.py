@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from hepalign.errors import BadInputError, WorkFailedError
+from hepalign.errors import BadInputError, HepalignError, WorkFailedError
 from hepalign.nets.checkpoint import save_weights
 from hepalign.stages.stage import Batch, Stage
 from hepalign.training import checkpoint as files
@@ -153,20 +153,30 @@ class _Loop:
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """The epoch's batches from where the run stands, as long as every rank has one."""
-        at, world, limit = self.at, self.world, self.config.steps_per_epoch
+        batches = self._own_batches()
+        for number in itertools.count(self.at.step):
+            if number == self.config.steps_per_epoch:
+                return
+            batch, failure = None, None
+            try:
+                batch = next(batches, None)
+            except HepalignError as error:
+                failure = error
+            there = self.world.share(batch is not None, failure)
+            if batch is None or not all(there):
+                return
+            yield number, batch
+
+    def _own_batches(self) -> Iterator[Batch]:
+        """This rank's batches from where the run stands."""
+        at, world = self.at, self.world
         own = files.random_state() if at.step else None
         batches = iter(self.stage.loader("train", epoch=at.epoch, rank=world.rank, world_size=world.size))
         for _ in itertools.islice(batches, at.step):
             pass
         if own is not None:
             files.restore_random_state(own)
-        for number in itertools.count(at.step):
-            batch = None if limit is not None and number >= limit else next(batches, None)
-            if world.size > 1 and not all(world.gather(batch is not None)):
-                return
-            if batch is None:
-                return
-            yield number, batch
+        yield from batches
 
     def _step(self, batch: Batch, micro: int) -> None:
         """One batch: each update's loss is computed after the step before it, all within the rank's own state."""
@@ -226,20 +236,22 @@ class _Loop:
             net.eval()
         sums: dict[str, float] = defaultdict(float)
         pictures: dict[str, Any] = {}
-        count = 0
-        loader = self.stage.loader("val", epoch=0, rank=self.world.rank, world_size=self.world.size)
-        for batch in loader:
-            for name, value in self.stage.score(batch).items():
-                sums[name] += float(value)
-            if count == 0 and self.world.rank == 0:
-                pictures = dict(self.stage.pictures(batch))
-            count += 1
+        count, failure = 0, None
+        try:
+            for batch in self.stage.loader("val", epoch=0, rank=self.world.rank, world_size=self.world.size):
+                for name, value in self.stage.score(batch).items():
+                    sums[name] += float(value)
+                if count == 0 and self.world.rank == 0:
+                    pictures = dict(self.stage.pictures(batch))
+                count += 1
+        except HepalignError as error:
+            failure = error
         self.stage.adopt(self.wrapped)
         files.restore_random_state(own)
-        return {f"val/{name}": mean for name, mean in self._mean(sums, count).items()}, pictures
+        return {f"val/{name}": mean for name, mean in self._mean(sums, count, failure).items()}, pictures
 
-    def _mean(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
-        parts: list[tuple[dict[str, float], int]] = self.world.gather((dict(sums), count))
+    def _mean(self, sums: Mapping[str, float], count: int, failure: HepalignError | None = None) -> dict[str, float]:
+        parts = self.world.share((dict(sums), count), failure)
         total = sum(number for _, number in parts)
         names = list(dict.fromkeys(name for part, _ in parts for name in part))
         return {name: sum(part.get(name, 0.0) for part, _ in parts) / total for name in names}

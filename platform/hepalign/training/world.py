@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+
+from hepalign.errors import HepalignError
+
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,17 @@ class World:
     gather: Callable[[Any], list[Any]]
     checkpoints: Callable[[], Iterable[Path]] | None = None
     interrupted: Callable[[], bool] = lambda: False
+
+    def share(self, mine: Told, failure: HepalignError | None) -> list[Told]:
+        """`gather`, but what one rank failed with is raised on all of them.
+
+        The others would wait for that one until their connection's time limit, and its words would be lost.
+        """
+        told: list[tuple[Told, HepalignError | None]] = self.gather((mine, failure))
+        for _, failed in told:
+            if failed is not None:
+                raise failed
+        return [found for found, _ in told]
 
     @classmethod
     def local(cls, device: str | torch.device = "cpu", report: Callable[[Report], None] | None = None) -> World:

@@ -9,6 +9,8 @@ from hepalign.errors import UsageError
 
 # RAS and LPS differ by the sign of x and y; the matrix is its own inverse.
 RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# The same for displacements.
+RAS_LPS_VECTOR = np.array([-1.0, -1.0, 1.0], dtype=np.float32)
 
 
 def translation(offset_mm: ArrayLike) -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ from hepalign.cases.datasets import (
     registration_loader,
     synthesis_loader,
 )
+from hepalign.cases.registration_data import validated_by
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError
 from hepalign.transform.warp import warp_tensor
@@ -203,6 +204,25 @@ def test_pairs_without_a_truth_say_so(tmp_path: Path) -> None:
     assert not batch["has_field"].any()
     assert not batch["has_liver"].any()
     assert not batch["field"].any()
+
+
+def test_validation_keeps_to_the_pairs_that_it_can_judge(tmp_path: Path) -> None:
+    given = toy_case(0)
+    names = {"images": ("pct", "ict"), "livers": ("pct", "ict", "pct_liver", "ict_liver")}
+    config = REGISTRATION.model_copy(update={"pairs": ("ict_from_pct", "single")})
+    for number, judge in enumerate(("images", "livers", "truth"), start=1):
+        writer = CohortWriter(tmp_path)
+        volumes = {name: given["volumes"][name] for name in names.get(judge, names["livers"])}
+        fields = {name: given["fields"][name] for name in ("truth_field_ict_from_pct",)} if judge == "truth" else {}
+        writer.add(judge, judge, volumes=volumes, fields=fields, split="val")
+        writer.finish()
+        cohort = open_cohort(tmp_path)
+        assert len(cohort.cases("val")) == number
+        assert validated_by([cohort], config) == judge
+        cases = [
+            case for batch in registration_loader([cohort], config, "val", seed=0, epoch=0) for case in batch["case_id"]
+        ]
+        assert cases == [judge]
 
 
 def test_beyond_the_scan_the_fixed_image_is_masked(tmp_path: Path) -> None:

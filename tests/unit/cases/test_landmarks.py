@@ -41,6 +41,16 @@ def test_bad_text_is_refused_by_name(text: str) -> None:
     assert error.value.code == "bad_landmarks"
 
 
+def test_points_without_names_are_numbered_where_names_do_not_matter() -> None:
+    found = parse_landmarks("x,y,z\n1,2,3\n4,5,6\n", name="p.csv", unnamed=True)
+    assert found.names == ("1", "2")
+    assert found.points_mm.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert parse_landmarks("name,x,y,z\ntip,1,2,3\n", name="p.csv", unnamed=True).names == ("tip",)
+    for text, unnamed in (("x,y,z\n1,2,3\n", False), ("x,y\n1,2\n", True), ("name,x,y,z\n,1,2,3\n", True)):
+        with pytest.raises(BadInputError, match=r"^p\.csv: "):
+            parse_landmarks(text, name="p.csv", unnamed=unnamed)
+
+
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     for document in (text, f"name,x,y,z\n{text}"):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from refusing_samples import RefusingSamples
 
 from hepalign.cases.loading import EpochLoader, Sample, epoch_order
 from hepalign.errors import BadInputError
@@ -97,6 +98,14 @@ def test_an_error_reaches_the_consumer() -> None:
     next(batches)
     with pytest.raises(BadInputError, match="bad case"):
         next(batches)
+
+
+def test_an_error_in_a_process_keeps_its_code() -> None:
+    batches = iter(loader(RefusingSamples(), "val", workers=1))  # type: ignore[arg-type]
+    assert next(batches)["n"].tolist() == [0, 1]  # type: ignore[attr-defined]
+    with pytest.raises(BadInputError, match=r"^bad case$") as caught:
+        next(batches)
+    assert caught.value.code == "changed_file"
 
 
 def test_a_consumer_that_stops_ends_the_thread() -> None:

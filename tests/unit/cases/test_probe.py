@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from hepalign.cases.probe import (
 )
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
+from hepalign.image.intensity import coarse_body_mask
 from hepalign.image.nifti import write_nifti
 from hepalign.image.volume import Volume
 
@@ -65,6 +67,47 @@ def test_a_polygon_that_is_not_convex_leaves_its_bay_out() -> None:
     assert mask[30, 15, 1]
 
 
+def _in_polygon(x: float, y: float, polygon: np.ndarray) -> bool:
+    inside = False
+    for (ax, ay), (bx, by) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        if (ay > y) != (by > y) and x < ax + (y - ay) * (bx - ax) / (by - ay):
+            inside = not inside
+    return inside
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_shapes_on_oblique_grids_hold_what_the_whole_grid_tells(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0] if seed % 3 else np.eye(3)[rng.permutation(3)]
+    shape = (int(rng.integers(9, 15)), int(rng.integers(9, 15)), int(rng.integers(1, 9)))
+    grid = Geometry.from_spacing(shape, rng.integers(2, 6, 3) / 2, origin_mm=rng.integers(-20, 5, 3), direction=turn)
+    points = grid.grid_mm()
+    ends = points.reshape(-1, 3)[rng.integers(points.size // 3, size=2)]
+    # faces through voxel centres at times, and corners far out of the grid
+    ends = np.sort(ends + rng.choice([0.0, 0.3, 1e3]) * np.array([[-1.0], [1.0]]), axis=0)
+    inside = ((points >= ends[0]) & (points <= ends[1])).all(axis=-1)
+    np.testing.assert_array_equal(box_mask(*ends, grid).as_mask(), inside)
+    polygon = grid.centre_mm[:2] + rng.normal(scale=8.0, size=(7, 2))
+    z = np.sort(grid.centre_mm[2] + rng.normal(scale=4.0, size=2))
+    thick = 0.5 * np.abs(grid.affine[2, :3]).max()
+    inside = (points[..., 2] >= z[0] - thick) & (points[..., 2] <= z[1] + thick)
+    inside &= np.array([_in_polygon(x, y, polygon) for x, y in points[..., :2].reshape(-1, 2)]).reshape(shape)
+    np.testing.assert_array_equal(polygon_mask(polygon, (z[0], z[1]), grid).as_mask(), inside)
+
+
+def test_shapes_need_no_positions_of_the_whole_image() -> None:
+    large = Geometry.from_spacing((160, 160, 60), 1.0)
+    box = {"kind": "box", "low_mm": [10, 10, 10], "high_mm": [30, 30, 30]}
+    polygon = {"kind": "polygon", "points_mm": [[20, 20], [40, 20], [30, 40]], "z_mm": [20, 21]}
+    tracemalloc.start()
+    mask = parse_probe_mask({"shapes": [box, polygon]}, large)
+    moved = Volume(mask.as_mask(), Geometry.from_spacing(large.shape, 1.0, origin_mm=(0.4, 0, 0)))
+    voxel_mask(moved, Geometry.from_spacing((40, 40, 40), 1.0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * mask.data.size
+
+
 def test_json_shapes_are_united() -> None:
     box = {"kind": "box", "low_mm": [-10, -10, -10], "high_mm": [10, 10, 10]}
     polygon = {"kind": "polygon", "points_mm": [[20, 20], [40, 20], [30, 40]], "z_mm": [5, -5]}
@@ -98,6 +141,17 @@ def test_documents_that_are_no_mask_are_refused(document: str) -> None:
         parse_probe_mask(document, GRID, name="mask.json")
     assert refused.value.code == "bad_probe_mask"
     assert refused.value.message.startswith("mask.json")
+
+
+def test_a_polygon_may_be_closed_and_repeat_a_point() -> None:
+    open_ = [[-20, -20], [20, -20], [20, 20], [-20, 20]]
+    expected = parse_probe_mask({"kind": "polygon", "points_mm": open_, "z_mm": [0, 5]}, GRID).as_mask()
+    assert expected.any()
+    for points in ([*open_, open_[0]], [open_[0], *open_, open_[0]], [*open_[:2], *open_[1:]]):
+        closed = parse_probe_mask({"kind": "polygon", "points_mm": points, "z_mm": [0, 5]}, GRID).as_mask()
+        np.testing.assert_array_equal(closed, expected)
+    with pytest.raises(BadInputError, match="3 to"):
+        parse_probe_mask({"kind": "polygon", "points_mm": [[0, 0], [9, 9], [0, 0]], "z_mm": [0, 5]}, GRID)
 
 
 KEYS = st.sampled_from(["kind", "low_mm", "high_mm", "points_mm", "z_mm", "shapes"])
@@ -153,6 +207,7 @@ def test_a_mask_file_is_json_or_nifti(tmp_path: Path) -> None:
     box = {"kind": "box", "low_mm": [-12, -12, -12], "high_mm": [12, 12, 12]}
     (tmp_path / "mask.json").write_text(json.dumps(box), encoding="utf-8")
     write_nifti(parse_probe_mask(box, GRID), tmp_path / "mask.nii.gz")
-    from_json = read_probe_mask(tmp_path / "mask.json", patient)
-    from_nifti = read_probe_mask(tmp_path / "mask.nii.gz", patient)
+    body = coarse_body_mask(patient)
+    from_json = read_probe_mask(tmp_path / "mask.json", GRID, body)
+    from_nifti = read_probe_mask(tmp_path / "mask.nii.gz", GRID, body)
     np.testing.assert_array_equal(from_json.as_mask(), from_nifti.as_mask())

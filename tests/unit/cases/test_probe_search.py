@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from hepalign.cases.phantom import make_case
 from hepalign.cases.phantom.needles import Needle, metal_share
-from hepalign.cases.probe_search import find_probe
+from hepalign.cases.probe_search import ARTEFACT_MARGIN_MM, EXTENSION_MM, _around, _Line, find_probe
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
@@ -57,6 +59,24 @@ def test_a_faint_needle_is_found_with_a_warning() -> None:
     assert found[metal].mean() > 0.9
     assert found.mean() < 0.2
     assert len(warnings) == 1
+
+
+def test_the_mask_about_a_needle_is_a_capsule_and_needs_no_whole_grid() -> None:
+    turned = Geometry.from_spacing((90, 100, 70), 2.0, direction=np.linalg.qr(np.arange(9.0).reshape(3, 3) ** 2 + 1)[0])
+    middle = turned.centre_mm
+    needle = _Line(middle, middle + np.array([30.0, 9.0, -5.0]), 1.0)
+    radius_mm, along = 1.0 + ARTEFACT_MARGIN_MM[0], needle.heading
+    tracemalloc.start()
+    found = _around([needle], turned)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    points = turned.grid_mm() - needle.start
+    length = np.linalg.norm(needle.end - needle.start)
+    share = np.clip(points @ along, -EXTENSION_MM, length + EXTENSION_MM)
+    gap = np.linalg.norm(points - share[..., None] * along, axis=-1)
+    np.testing.assert_array_equal(found, gap < radius_mm)
+    assert found.any()
+    assert peak < 48 * found.size
 
 
 @pytest.mark.slow

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from flaky_s3 import FlakyS3, flaky_s3
+from flaky_s3 import FlakyS3, bucket
 from toy_cases import toy_case, toy_cohort
 from toy_dicom import write_dicom
 
@@ -28,15 +29,8 @@ URL = "s3://bucket/cohorts/toy"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[FlakyS3]:
-    with flaky_s3() as proxy, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3.client.cache_clear()
-        s3.client().create_bucket(Bucket="bucket")
+    with bucket("bucket") as proxy:
         yield proxy
-    s3.client.cache_clear()
 
 
 @pytest.fixture
@@ -87,6 +81,53 @@ def test_extending_a_cohort_in_a_bucket(store: FlakyS3) -> None:
     writer.add("case-1", "patient-1", volumes={"pct": toy_case(1)["volumes"]["pct"]})
     writer.finish()
     assert [case.id for case in open_cohort(URL).cases()] == ["case-0", "case-1"]
+
+
+def test_what_another_writer_has_staged_is_not_cleared(store: FlakyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    cts = [{"pct": toy_case(number)["volumes"]["pct"]} for number in range(3)]
+    first, second = CohortWriter(URL), CohortWriter(URL)
+    first.add("case-0", "patient-0", volumes=cts[0])
+    upload = s3.upload
+
+    def uploading(*words: Any) -> None:
+        second.add("case-1", "patient-1", volumes=cts[1])
+        upload(*words)
+
+    monkeypatch.setattr(s3, "upload", uploading)
+    first.finish()
+    assert [case.id for case in open_cohort(URL).cases()] == ["case-0"]
+    second.finish()
+    assert [case.id for case in open_cohort(URL).cases()] == ["case-0", "case-1"]
+    # its staging folder is gone by now
+    first.add("case-2", "patient-2", volumes=cts[2])
+    first.finish()
+    assert check_cohort(URL) == []
+    assert len(open_cohort(URL).cases()) == 3
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["a-first-manifest", "a-next-one"])
+def test_a_manifest_written_by_another_machine_meanwhile_is_extended(
+    store: FlakyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    ct = {"pct": toy_case(0)["volumes"]["pct"]}
+    if begun:
+        small_cohort()
+    writer = CohortWriter(URL)
+    writer.add("here", "patient-1", volumes=ct)
+    upload, others = s3.upload, [tmp_path / "another-machine"]
+
+    def uploading(*words: Any) -> None:
+        if others:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HEPALIGN_CACHE", str(others.pop()))
+                other = CohortWriter(URL)
+                other.add("there", "patient-2", volumes=ct)
+                other.finish()
+        upload(*words)
+
+    monkeypatch.setattr(s3, "upload", uploading)
+    writer.finish()
+    assert [case.id for case in open_cohort(URL).cases()] == ["case-0"] * begun + ["here", "there"]
 
 
 def test_503s_and_refused_connections_are_tried_again(store: FlakyS3) -> None:

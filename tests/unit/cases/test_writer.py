@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from toy_cases import toy_case, toy_cohort
 
 from hepalign.cases.cohort import open_cohort
 from hepalign.cases.manifest import Manifest, parse_manifest
+from hepalign.cases.splits import assign_splits
 from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError, UsageError, WorkFailedError
 
@@ -79,6 +84,47 @@ def test_two_writers_of_one_case_leave_one_whole_case(tmp_path: Path) -> None:
     cohort = open_cohort(tmp_path)
     assert [c.id for c in cohort.cases()] == ["one"]
     assert cohort.volume(cohort.cases()[0], "pct").data.shape == case["pct"].data.shape
+
+
+def test_two_writers_that_finish_at_once_lose_no_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ct = {"pct": toy_case(0)["volumes"]["pct"]}
+    first, second = CohortWriter(tmp_path), CohortWriter(tmp_path)
+    first.add("one", "p1", volumes=ct)
+    late: list[Thread] = []
+
+    def dividing(*words: Any, **options: Any) -> Any:
+        if not late:
+            # the other begins once the first has read what there is, and must wait for it
+            second.add("two", "p2", volumes=ct)
+            late.append(Thread(target=second.finish))
+            late[0].start()
+            late[0].join(0.5)
+        return assign_splits(*words, **options)
+
+    monkeypatch.setattr("hepalign.cases.writer.assign_splits", dividing)
+    first.finish()
+    late[0].join()
+    assert [case.id for case in open_cohort(tmp_path).cases()] == ["one", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases", "manifest.json"]
+
+
+def test_a_lock_that_outlived_its_folder_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = CohortWriter(tmp_path / "c")
+    lock = fcntl.flock
+    removed: list[Path] = []
+
+    def waited(descriptor: int, how: int) -> None:
+        if not removed:
+            removed.append((tmp_path / "c").rename(tmp_path / "sent"))
+            (tmp_path / "c").mkdir()
+            CohortWriter(tmp_path / "c").add("one", "p1", volumes={"pct": toy_case(0)["volumes"]["pct"]})
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", waited)
+    assert [case.id for case in writer.finish().cases] == ["one"]
+    descriptor = os.open(tmp_path / "sent", os.O_RDONLY)
+    lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
 
 
 def test_extending_keeps_cases_and_splits(tmp_path: Path) -> None:

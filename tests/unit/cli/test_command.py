@@ -33,7 +33,8 @@ def do(what: str) -> Answer:
         raise WorkFailedError("out of memory", code="out_of_memory")
     if what == "bug":
         raise KeyError("/home/somebody/secret")
-    return Answer({"what": what}, f"did {what}", exit_code=3 if what == "found" else 0)
+    doubts = ["ct.nii.gz: thick slices"] if what == "doubtful" else []
+    return Answer({"what": what, "warnings": doubts}, f"did {what}", 3 if what == "found" else 0, doubts)
 
 sys.exit(app(standalone_mode=False) or 0)
 """
@@ -66,7 +67,7 @@ def test_debug_shows_the_traceback() -> None:
 
 def test_json_leaves_one_object_on_stdout_whatever_libraries_print() -> None:
     done = call("do", "well", "--json")
-    assert json.loads(done.stdout) == {"what": "well"}
+    assert json.loads(done.stdout) == {"what": "well", "warnings": []}
     assert "chatters" in done.stderr
     assert "C library" in done.stderr
 
@@ -83,6 +84,14 @@ def test_people_get_the_text_and_the_answers_own_status() -> None:
     done = call("do", "found")
     assert done.stdout == "did found\n"
     assert done.returncode == 3
+
+
+def test_people_are_told_warnings_beside_the_text_and_scripts_inside_the_object() -> None:
+    people, script = call("do", "doubtful"), call("do", "doubtful", "--json")
+    assert people.stdout == "did doubtful\n"
+    assert "warning: ct.nii.gz: thick slices\n" in people.stderr
+    assert json.loads(script.stdout)["warnings"] == ["ct.nii.gz: thick slices"]
+    assert "warning: " not in script.stderr
 
 
 def hepalign(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -73,6 +73,19 @@ def test_a_table_chooses_series_and_takes_segmentations(tmp_path: Path, capfd: p
     assert cases["two"].has("pct", "pct_liver")
 
 
+def test_a_table_tells_the_warnings_of_every_case(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_nifti(TOY["pct"], tmp_path / "pct.nii.gz")
+    (tmp_path / "t.csv").write_text("case,pct\none,pct.nii.gz\ntwo,missing\n", encoding="utf-8")
+    words = ["import-table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "c"), *GRID]
+    status, answer = run(words, capfd)
+    assert status == 3
+    assert answer["warnings"] == ["one: pct: no liver mask"]
+    words[3] = str(tmp_path / "again")
+    with pytest.raises(SystemExit):
+        get_command(app)(args=["data", *words], prog_name="hepalign")
+    assert "warning: one: pct: no liver mask\n" in capfd.readouterr().err
+
+
 def test_pairs_of_two_cts_stand_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["simulate", "--out", str(tmp_path / "c"), "--cases", "1", "--shape", "32,32,32", "--spacing", "5", "--ct"]
     first, second = (write_dicom(TOY[name], tmp_path / name) for name in ("pct", "ict_clean"))

@@ -25,6 +25,8 @@ from hepalign.distributed.workers import train
 from hepalign.errors import BadInputError, UsageError, WorkFailedError
 from hepalign.tracking.registry import client
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:

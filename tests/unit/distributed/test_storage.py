@@ -10,7 +10,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from hepalign.distributed.storage import remove_strays, storage_uri
+from hepalign.distributed.storage import bring_file, keep_file, remove_strays, storage_uri
 
 
 def filled(files: fs.FileSystem, run: str) -> set[str]:
@@ -56,6 +56,25 @@ def test_what_a_lost_worker_left_goes_and_what_is_kept_stays(place: str, request
     assert len(strays) == 3
     assert listed(files, run) == there - strays
     assert listed(files, f"{run}-2") == other
+
+
+@pytest.mark.parametrize("place", ["bucket", "tmp_path"])
+def test_a_runs_own_file_is_kept_beside_its_checkpoints_and_brought_where_it_is_absent(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    storage = str(request.getfixturevalue(place))
+    here, there = tmp_path / "here/facts.json", tmp_path / "there/facts.json"
+    bring_file(storage, "liver", there)
+    assert not there.exists()
+    here.parent.mkdir()
+    for content in ("first", "second"):
+        here.write_text(content, encoding="utf-8")
+        keep_file(storage, "liver", here)
+    bring_file(storage, "liver", there)
+    assert there.read_text(encoding="utf-8") == "second"
+    there.write_text("its own", encoding="utf-8")
+    bring_file(storage, "liver", there)
+    assert there.read_text(encoding="utf-8") == "its own"
 
 
 def test_without_any_that_is_kept_nothing_goes(tmp_path: Path) -> None:

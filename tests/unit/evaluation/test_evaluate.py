@@ -19,6 +19,7 @@ from hepalign.cases.writer import CohortWriter
 from hepalign.errors import BadInputError, UsageError
 from hepalign.evaluation import evaluate as evaluating
 from hepalign.evaluation import methods as solving
+from hepalign.evaluation import provenance
 from hepalign.evaluation import unit as working
 from hepalign.evaluation import variants as varying
 from hepalign.evaluation.methods import Answer, Method, Running, Solved, identity_method
@@ -26,6 +27,7 @@ from hepalign.evaluation.pairs import PAIRS, Patient
 from hepalign.evaluation.variants import TRAINED_ABLATIONS, Absent
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
+from hepalign.inference.bundle import Bundle
 from hepalign.transform.displacement import DisplacementField
 from hepalign.transform.linear import translation
 
@@ -34,15 +36,16 @@ GRID = Geometry.from_spacing((20, 20, 16), 6.0, origin_mm=(-57, -57, -45))
 PLACE_MM = {"pct": np.zeros(3), "pmr": np.array([9.0, 0.0, -3.0]), "ict": np.array([-6.0, 6.0, 3.0])}
 TUMOUR_MM = np.array([10.0, 0.0, 0.0])
 BUNDLE = SimpleNamespace(
-    name="fake 1", digests={"registration": "0" * 64}, manifest={"code_commit": "abc", "training_data": {}}, networks={}
-)
+    name="fake 1", digests={"registration": "0" * 64}, config_digests={"registration": "1" * 64},
+    manifest={"code_commit": "abc", "training_data": {}}, networks={},
+)  # fmt: skip
 
 
 def ball(radius_mm: float, centre_mm: np.ndarray) -> np.ndarray:
     return np.linalg.norm(GRID.grid_mm() - centre_mm, axis=-1) < radius_mm
 
 
-def write_case(writer: CohortWriter, name: str, *, with_mr: bool = True) -> None:
+def write_case(writer: CohortWriter, name: str, *, with_mr: bool = True, unmarked: str = "") -> None:
     roles = ["pct", "ict", *(["pmr"] if with_mr else [])]
     volumes, landmarks, fields = {}, {}, {}
     for role in roles:
@@ -53,6 +56,8 @@ def write_case(writer: CohortWriter, name: str, *, with_mr: bool = True) -> None
         volumes[f"{role}_liver"] = Volume(liver, GRID)
         volumes[f"{role}_tumour"] = Volume(tumour, GRID)
         points = np.array([[0.0, 0, 0], [10, 5, -5], [10, 0, 0]]) + place
+        if role == unmarked:
+            continue
         landmarks[role] = Landmarks(("hepatic_bifurcation_1", "portal_bifurcation_1", "tumour_1_centre"), points)
     volumes["ict_probe_mask"] = Volume(ball(10, PLACE_MM["ict"] + TUMOUR_MM), GRID)
     for moving, fixed in PAIRS.values():
@@ -193,6 +198,31 @@ def test_another_seed_does_not_reuse_records(cohort: Cohort, tmp_path: Path, met
     assert len(methods) == 6
 
 
+def test_other_packages_and_other_settings_of_a_network_do_not_reuse_records(
+    cohort: Cohort, tmp_path: Path, methods: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(cohort, tmp_path)
+    methods.clear()
+    monkeypatch.setattr(BUNDLE, "config_digests", {"registration": "2" * 64})
+    run(cohort, tmp_path)
+    # and the peer's case that fails every time
+    assert set(methods) == {(case, "proposed-refine") for case in ("a", "b", "ct-only")} | {("b", "ants-syn")}
+    methods.clear()
+    monkeypatch.setattr(provenance, "_version", lambda name: "9.9")
+    run(cohort, tmp_path)
+    assert len(methods) == 6
+
+
+@pytest.mark.usefixtures("methods")
+def test_a_case_with_landmarks_on_some_of_its_images_has_its_page(tmp_path: Path) -> None:
+    writer = CohortWriter(tmp_path / "cohort")
+    write_case(writer, "a", unmarked="pmr")
+    writer.finish()
+    found = run(open_cohort(tmp_path / "cohort"), tmp_path / "out")
+    assert {row["pair"] for row in found.summary() if row["metric"] == "tre_mm"} == {"pCT-iCT"}
+    assert (tmp_path / "out/report.html").is_file()
+
+
 @pytest.mark.usefixtures("methods")
 def test_a_picture_that_fails_costs_no_number(cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def torn(*_: object) -> str:
@@ -275,6 +305,13 @@ def test_through_sct_registers_the_synthetic_ct_and_never_sees_the_mr(
     assert answer.solved["pMR-pCT"].field is field
     assert answer.solved["pMR-pCT"].seconds == pytest.approx(3.0, abs=0.5)
     assert set(answer.solved["pMR-pCT"].steps) == {"synthesise", "affine", "refine"}
+
+
+@pytest.mark.usefixtures("methods")
+def test_the_provenance_tells_which_releases_were_the_ablations(cohort: Cohort, tmp_path: Path) -> None:
+    champion = Bundle({}, {}, {}, {"registration": "2" * 64}, tmp_path)
+    found = run(cohort, tmp_path, ablate={"champion": champion, "raw": "no-inpainting"})
+    assert found.results["provenance"]["ablations"] == {"champion": {"registration": "2" * 64}}
 
 
 def test_empty_split_is_refused(cohort: Cohort, tmp_path: Path) -> None:

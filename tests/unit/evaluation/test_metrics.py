@@ -67,6 +67,16 @@ def test_distances_of_an_empty_mask_are_nan_not_zero() -> None:
     assert metrics.dice(nothing, something) == 0.0
 
 
+def test_skins_lie_apart_by_what_a_body_moved_and_the_views_end_is_no_skin() -> None:
+    body, moved = box(slice(0, 12), slice(None), slice(None)), box(slice(0, 14), slice(None), slice(None))
+    everywhere = np.ones(GRID.shape, bool)
+    assert metrics.skin_distance_mm(moved, body, everywhere, GRID) == pytest.approx(2 * 2.0)
+    assert metrics.skin_distance_mm(body, body, everywhere, GRID) == 0.0
+    # nothing of either outline is 10 mm within the view; then one of the two is not
+    assert np.isnan(metrics.skin_distance_mm(moved, body, box(slice(10, 20), slice(None), slice(None)), GRID))
+    assert np.isnan(metrics.skin_distance_mm(everywhere, body, everywhere, GRID))
+
+
 def test_landmark_error_is_what_a_constant_field_leaves() -> None:
     vectors = np.broadcast_to(np.float32([3.0, 0.0, 0.0]), (*GRID.shape, 3)).copy()
     field = DisplacementField(vectors, GRID)

@@ -15,7 +15,7 @@ NOTHING_COMPUTED = {"errors.py", "shapes.py", "__init__.py", "evaluation/__init_
 PEERS = (
     "import pkgutil, hepalign.evaluation.baselines as b;"
     "modules = ['hepalign.evaluation.baselines.' + m.name for m in pkgutil.iter_modules(b.__path__)];"
-    "modules += ['hepalign.evaluation.' + n for n in ('pairs', 'metrics', 'gallery')]"
+    "modules += ['hepalign.evaluation.' + n for n in ('pairs', 'metrics', 'image_metrics', 'gallery')]"
 )
 OURS = "modules = ['hepalign.evaluation.' + n for n in ('unit', 'methods', 'variants')]"
 

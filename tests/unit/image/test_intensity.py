@@ -8,7 +8,7 @@ import torch
 
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
-from hepalign.image.intensity import body_mask, ct_to_unit, normalise_mr, unit_to_ct
+from hepalign.image.intensity import body_mask, ct_to_unit, mr_body_mask, normalise_mr, unit_to_ct
 from hepalign.image.read import read_volume
 from hepalign.image.volume import Volume
 
@@ -64,6 +64,15 @@ def test_body_is_filled_and_the_couch_left_out(order: tuple[int, int, int]) -> N
     shape = tuple(straight.shape[axis] for axis in order)
     ct, body = cylinder_ct(Geometry(shape, straight.affine[:, [*order, 3]]))  # type: ignore[arg-type]
     found = body_mask(ct).as_mask()
+    assert 2 * (found & body).sum() / (found.sum() + body.sum()) > 0.97
+
+
+def test_the_body_of_an_mr_is_its_largest_bright_thing_filled() -> None:
+    straight = Geometry.from_spacing((64, 64, 16), (2.5, 2.5, 5.0), origin_mm=(-80, -80, -40))
+    ct, body = cylinder_ct(straight)
+    noise = np.abs(np.random.default_rng(0).normal(0, 12, straight.shape))
+    # the lung is as dark as air, and so is what there is of the couch
+    found = mr_body_mask(ct.with_data((np.where(ct.as_float() == 40, 600, 0) + noise).astype(np.float32))).as_mask()
     assert 2 * (found & body).sum() / (found.sum() + body.sum()) > 0.97
 
 

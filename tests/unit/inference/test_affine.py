@@ -7,7 +7,8 @@ from small_pairs import body_ct
 from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
-from hepalign.inference.affine import affine_start, affine_start_mr
+from hepalign.inference import affine as module
+from hepalign.inference.affine import affine_start, affine_start_mr, strain, symmetric_part
 from hepalign.transform.linear import rotation
 
 BIG = (40, 40, 32)
@@ -59,6 +60,32 @@ def test_a_small_field_of_view_is_looked_at_more_finely() -> None:
     truth[:3, 3] += (5, -4, 3)
     assert error_mm(ct, affine_start_mr(moved(mr_of(ct), truth), ct).matrix, truth) < 1.0
     assert error_mm(ct, affine_start(moved(ct, truth), ct).matrix, truth) < 0.5
+
+
+@pytest.mark.parametrize(("cost", "low", "high"), [(module.STRAIN_COST, 0.0, 0.1), (0.0, 0.2, 1.0)])
+def test_a_thin_slab_in_which_nothing_fits_is_not_sheared(
+    monkeypatch: pytest.MonkeyPatch, cost: float, low: float, high: float
+) -> None:
+    monkeypatch.setattr(module, "STRAIN_COST", cost)
+    another = mr_of(body_ct(53, BIG, 4.0)).crop((slice(0, 40), slice(0, 40), slice(12, 19)))
+    start = affine_start_mr(another, body_ct(3, BIG, 4.0))
+    assert low <= float(np.linalg.norm(strain(start.matrix))) < high
+
+
+def test_a_rotation_strains_nothing_and_a_stretch_by_its_square() -> None:
+    turned = rotation((20, -30, 40), (5.0, 6.0, 7.0))
+    np.testing.assert_allclose(strain(turned), 0, atol=1e-12)
+    stretched = np.diag([1.2, 1.0, 0.9, 1.0])
+    expected = turned[:3, :3] @ np.diag([0.22, 0, -0.095]) @ turned[:3, :3].T
+    np.testing.assert_allclose(strain(turned @ stretched), expected, atol=1e-12)
+
+
+def test_a_small_step_adds_its_symmetric_part() -> None:
+    step = 1e-6 * np.random.default_rng(0).standard_normal((3, 3))
+    grown = rotation((20, -30, 40))
+    grown[:3, :3] = (np.eye(3) + step) @ grown[:3, :3]
+    added = (symmetric_part().numpy() @ step.flatten()).reshape(3, 3)
+    np.testing.assert_allclose(strain(grown), added, atol=1e-11)
 
 
 def test_images_that_lie_apart_are_refused() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from small_pairs import SmallPair, liver_mask, small_pair
 
 from hepalign.errors import BadInputError
+from hepalign.image.geometry import Geometry
 from hepalign.image.nifti import read_nifti
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle, load_bundle
@@ -128,10 +130,59 @@ def test_every_file_is_written_and_a_next_guide_starts_from_them(
     }  # fmt: skip
     assert (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
     np.testing.assert_array_equal(read_nifti(tmp_path / "inpainted_mask.nii.gz").as_mask(), pair.probe_mask.as_mask())
-    previous = load_previous(tmp_path)
+    report: list[str] = []
+    previous = load_previous(tmp_path, made, report=report)
+    assert report == []
     again = guide(bundle, made, pair.fixed, pair.probe_mask, engine="fast", previous=previous, inpaint=painted)
     assert again.quality["method"] == "previous+short-refine"
     assert pair.error_mm(again.field_ict_from_pct) < 2.0
+
+
+def test_a_rejected_result_and_one_of_another_plan_are_no_start(
+    result: GuideResult, made: Plan, tmp_path: Path
+) -> None:
+    report: list[str] = []
+    result.save(tmp_path)
+    assert load_previous(tmp_path, replace(made, labels={}), report=report) is None
+    summary = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    summary["quality"]["status"] = "reject"
+    (tmp_path / "result.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert load_previous(tmp_path, made, report=report) is None
+    assert len(report) == 2
+
+
+def test_a_plan_in_review_and_a_tumour_that_is_not_in_the_ict_are_never_accepted(
+    bundle: Bundle, made: Plan, pair: SmallPair
+) -> None:
+    away = np.eye(4)
+    away[0, 3] = 900.0
+    geometry = Geometry(pair.moving.geometry.shape, away @ pair.moving.geometry.affine)
+    doubtful = replace(
+        made,
+        labels={"pmr_tumour": Volume(tumour(pair).data, geometry)},
+        quality={"status": "review", "reasons": ["ANTs reports no quality"], "method": "ants-syn"},
+    )
+    zone = pair.fixed.with_data(np.ones(pair.fixed.geometry.shape, bool))
+    found = guide(bundle, doubtful, pair.fixed, pair.probe_mask, engine="fast", inpaint=painted, ablation=zone)
+    assert found.quality["status"] in ("review", "reject")
+    reasons = str(found.quality["reasons"])
+    assert "the plan is to be reviewed: ANTs reports no quality" in reasons
+    assert "no voxel of tumour 1 lies in the iCT" in reasons
+    assert found.margins == found.uncertainty_mm == {}
+
+
+def test_the_error_at_a_tumour_drawn_on_the_mr_holds_the_plans(bundle: Bundle, made: Plan, pair: SmallPair) -> None:
+    def expected_mm(role: str, **quality: float) -> dict[str, float]:
+        given = {"status": "accept", "reasons": [], "method": "given", **quality}
+        changed = replace(made, labels={role: tumour(pair)}, quality=given)
+        found = guide(bundle, changed, pair.fixed, pair.probe_mask, engine="fast", inpaint=painted)
+        return dict(found.uncertainty_mm)
+
+    on_ct, on_mr = (expected_mm(role, expected_error_mm=3.0)["tumour 1"] for role in ("pct_tumour", "pmr_tumour"))
+    # the plan's field is not quite the identity that it should be, so the tumour lies a little elsewhere
+    assert on_mr == pytest.approx(np.hypot(on_ct, 3.0), abs=0.05)
+    # a plan that knows nothing of its own error (ANTs): no number rather than one that is too good
+    assert expected_mm("pmr_tumour") == {}
 
 
 def test_parts_are_kept_while_it_computes_and_are_the_results(bundle: Bundle, made: Plan, pair: SmallPair) -> None:
@@ -181,9 +232,9 @@ def test_a_part_that_cannot_be_written_leaves_no_result(
     assert not (tmp_path / "result.json").exists()
 
 
-def test_a_folder_without_a_result_is_no_previous_one(tmp_path: Path) -> None:
+def test_a_folder_without_a_result_is_no_previous_one(made: Plan, tmp_path: Path) -> None:
     with pytest.raises(BadInputError) as caught:
-        load_previous(tmp_path)
+        load_previous(tmp_path, made, report=[])
     assert caught.value.code == "previous_missing"
 
 

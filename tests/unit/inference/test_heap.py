@@ -1,8 +1,10 @@
 """Freed memory is used again."""
 
+import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,10 +44,20 @@ libc.free(block)
 print(held, held - libc.mallinfo2().arena)
 """
 
+# KiB on huge pages while a tensor of 100 MB lives.
+HUGE = """
+import hepalign, torch
+tensor = torch.ones(25_000_000)
+print(sum(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
+"""
+TOLD_ELSEWHERE = {"THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES"}
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-def numbers(script: str) -> list[int]:
-    """What a script prints in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+
+def numbers(script: str, **told: str) -> list[int]:
+    """What a script prints in a process of its own, with the C library's own defaults."""
+    surroundings = {name: value for name, value in os.environ.items() if name not in TOLD_ELSEWHERE} | told
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=surroundings)
     return [int(number) for number in done.stdout.split()]
 
 
@@ -64,3 +76,12 @@ def test_freed_memory_stays_with_the_heap_once_told() -> None:
     held, given_back = numbers(GIVEN_BACK)
     assert held >= 200_000_000
     assert given_back == 0
+
+
+@pytest.mark.skipif(
+    not (HUGE_PAGES.exists() and "[madvise]" in HUGE_PAGES.read_text(encoding="utf-8")),
+    reason="this kernel gives huge pages to all or to none, whoever asks",
+)
+def test_large_tensors_lie_on_huge_pages_unless_told_otherwise() -> None:
+    assert numbers(HUGE)[0] >= 50_000
+    assert numbers(HUGE, THP_MEM_ALLOC_ENABLE="0") == [0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +14,7 @@ from hepalign.errors import BadInputError
 from hepalign.image.geometry import Geometry
 from hepalign.image.volume import Volume
 from hepalign.inference.bundle import Bundle
-from hepalign.inference.inpaint import inpaint
+from hepalign.inference.inpaint import FAILED, inpaint
 from hepalign.nets.partial_conv import PConvUNet
 from hepalign.nets.unet import InpaintingNetConfig
 
@@ -54,6 +55,25 @@ def test_outside_the_hole_every_bit_is_kept(ict: Volume, hole: Volume, spacing_m
     assert filled.min() >= -200
     assert filled.max() <= 400
     assert abs(filled.mean() - 60) < 30
+
+
+class Failing(PConvUNet):
+    """A network that computes nothing finite."""
+
+    def forward(self, image: torch.Tensor, *others: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full_like(image, torch.nan), torch.ones_like(image)
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_a_failing_network_leaves_the_smooth_fill_and_says_so(ict: Volume, hole: Volume, with_prior: bool) -> None:
+    net = Failing(InpaintingNetConfig(widths=(4, 4), prior=True))
+    broken = replace(bundle(), networks=MappingProxyType({"inpainting": net}))
+    result = inpaint(broken, ict, hole, Volume(np.full(GEOMETRY.shape, 50.0), GEOMETRY) if with_prior else None)
+    filled = result.image.as_float()[hole.as_mask()]
+    assert np.isfinite(filled).all()
+    assert abs(filled.mean() - 60) < 15
+    assert result.warnings == (FAILED,)
+    assert not inpaint(bundle(), ict, hole).warnings
 
 
 @pytest.mark.parametrize("spacing_mm", [None, 2.5])

@@ -58,3 +58,14 @@ def test_names_with_colons_are_taken_and_unknown_ones_refused() -> None:
     with pytest.raises(BadInputError) as caught:
         checked_labels({"spleen": mask(FIRST)})
     assert caught.value.code == "unknown_label"
+
+
+def test_a_speckled_mask_is_refused_before_anything_is_planned() -> None:
+    data = np.zeros((32, 32, 4), np.uint8)
+    data[::2, ::2, 0] = 1
+    specks = Volume(data, Geometry.from_spacing(data.shape, 2.0))
+    assert len(separate_tumours(specks)) == 256
+    with pytest.raises(BadInputError, match="pmr:tumour is in more than 254 pieces") as caught:
+        checked_labels({"pmr:tumour": specks})
+    assert caught.value.code == "bad_label"
+    assert list(checked_labels({"pmr:tumour": specks.with_data(np.zeros_like(data))})) == ["pmr_tumour"]

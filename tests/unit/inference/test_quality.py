@@ -33,13 +33,28 @@ GOOD = {
     "jacobian_min": 0.4,
     "jacobian_max": 2.0,
 }
+# what the expected error and the question of two patients are computed from
+MEASURED = GOOD.keys() - {"liver_dice", "outside_fraction", "folding_fraction", "jacobian_min", "jacobian_max"}
+ONE_PATIENT = PatientModel(intercept=-1.0, weights={}, limit=0.0, least_gain=0.0, most_disagreement=0.0)
 # an error of ten times the spread
-MODEL = ErrorModel(intercept=np.log(10), weights={"spread_mm": 1.0}, review_mm=8.0, reject_mm=16.0, tumour_scale=1.0)
+MODEL = ErrorModel(
+    intercept=np.log(10),
+    weights={"spread_mm": 1.0},
+    review_mm=8.0,
+    reject_mm=16.0,
+    tumour_scale=1.0,
+    two_patients=ONE_PATIENT,
+)
 
 
 def test_good_evidence_is_accepted_without_reasons() -> None:
     assert MODEL.expected_error_mm(Evidence(**GOOD).measures()) == pytest.approx(5.0)
     assert judge(Evidence(**GOOD), MODEL) == ("accept", [])
+
+
+@pytest.mark.parametrize("name", [name for name in GOOD if not name.startswith("jacobian")])
+def test_a_measure_that_is_no_number_is_never_accepted(name: str) -> None:
+    assert judge(Evidence(**GOOD | {name: float("nan")}))[0] == ("reject" if name in MEASURED else "review")
 
 
 @pytest.mark.parametrize(
@@ -94,10 +109,21 @@ def test_two_patients_are_a_question_of_their_own(changed: dict[str, float], sus
     assert judge(evidence, MODEL)[0] == "accept", "the expected error knows nothing of it"
 
 
-def test_the_fitted_model_sees_two_patients_where_nothing_fits() -> None:
-    nothing_fits = {"similarity_before": 0.87, "similarity_after": 0.9, "worst_similarity": 0.8, "spread_mm": 5.0}
-    assert error_model("ct").suspects_two_patients(Evidence(**{**GOOD, **nothing_fits}).measures())
-    assert not error_model("ct").suspects_two_patients(Evidence(**GOOD).measures())
+# an MR and a CT of one patient agree less than two CTs do
+GOOD_MR = {"similarity_before": 0.87, "similarity_after": 0.935, "worst_similarity": 0.87, "spread_mm": 6.0}
+NOTHING_FITS = {"similarity_before": 0.87, "similarity_after": 0.9, "worst_similarity": 0.8, "spread_mm": 5.0}
+NOTHING_FITS_MR = {"similarity_before": 0.83, "similarity_after": 0.86, "worst_similarity": 0.75, "spread_mm": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("moving", "good", "nothing_fits"), [("ct", {}, NOTHING_FITS), ("mr", GOOD_MR, NOTHING_FITS_MR)]
+)
+def test_the_fitted_model_sees_two_patients_where_nothing_fits(
+    moving: Literal["ct", "mr"], good: dict[str, float], nothing_fits: dict[str, float]
+) -> None:
+    patients = error_model(moving).two_patients
+    assert patients.suspects(Evidence(**{**GOOD, **nothing_fits}).measures())
+    assert not patients.suspects(Evidence(**{**GOOD, **good}).measures())
 
 
 def test_a_reject_is_never_softened_by_a_review() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hepalign.errors import UsageError
 from hepalign.image.nifti import read_nifti
 from hepalign.inference.bundle import Bundle, load_bundle
 from hepalign.inference.pair import body_box
-from hepalign.inference.register import register
+from hepalign.inference.register import Clock, register
 from hepalign.inference.untrained import make_untrained_bundle
 from hepalign.inference.workgrid import on_work_grid, soft_tissue, work_geometry
 from hepalign.transform.files import read_field
@@ -43,6 +45,9 @@ def test_refinement_finds_the_warp_without_a_fold_and_says_how(bundle: Bundle, p
     assert summary["quality"]["folding_fraction"] == 0.0
     np.testing.assert_allclose(read_field(tmp_path / "field.nii.gz").vectors, done.field.vectors, atol=1e-4)
     assert read_nifti(tmp_path / "warped_label.nii.gz").as_mask().any()
+    # another registration into the same folder: nothing of this one stays beside it
+    replace(done, quality={**done.quality, "status": "reject"}).save(tmp_path)
+    assert not (tmp_path / "warped_label.nii.gz").exists()
 
 
 def test_the_same_call_gives_the_same_field(bundle: Bundle, pair: SmallPair) -> None:
@@ -73,6 +78,16 @@ def test_an_mr_is_registered_by_its_own_structure(bundle: Bundle, pair: SmallPai
 def test_a_spent_budget_still_gives_a_field(bundle: Bundle, pair: SmallPair) -> None:
     done = register(bundle, pair.moving, pair.fixed, budget_s=0.0)
     assert np.isfinite(done.field.vectors).all()
+    assert done.method == "affine+coarse+network"
+    assert done.warnings == ("the budget was used up before the refinement: the field is not refined",)
+
+
+def test_a_refinement_that_its_budget_ends_says_so(bundle: Bundle, pair: SmallPair, monkeypatch: Any) -> None:
+    over = iter([False, True])
+    monkeypatch.setattr(Clock, "is_over", lambda self: next(over))
+    done = register(bundle, pair.moving, pair.fixed, engine="fast", budget_s=100.0)
+    assert done.method.endswith("short-refine")
+    assert done.warnings == ("the budget ended the refinement early",)
 
 
 def test_an_unknown_engine_is_refused(bundle: Bundle, pair: SmallPair) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hepalign.errors import BadInputError
+from hepalign.errors import BadInputError, WorkFailedError
 from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import normalise_mr, unit_to_ct
 from hepalign.image.volume import Volume
@@ -87,3 +87,20 @@ def test_noise_around_the_patient_stays_air() -> None:
     result = synthesise(bundle_of(Loud(config)), noisy).as_float()
     assert (result[56:] == -1000).all()
     assert result[10:20, 10:20, 10:20].min() > 0
+
+
+class Failing(Copy):
+    """A generator whose values are not finite in one voxel."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        made = image.clone()
+        made[..., 5, 5, 5] = torch.inf
+        return made
+
+
+def test_values_that_are_not_finite_are_no_synthetic_ct() -> None:
+    net = Failing(GeneratorConfig(patch=(16, 16, 16)))
+    image = ball(Geometry.from_spacing((16, 16, 16), 6.0, origin_mm=(-45.0, -45.0, -45.0)))
+    with pytest.raises(WorkFailedError, match="no finite values") as failed:
+        synthesise(bundle_of(net), image)
+    assert failed.value.code == "network_failed"

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from hepalign.nets.regnet import RegNetConfig
+from hepalign.stages import registration
 from hepalign.stages.registration import RegistrationConfig, RegistrationOptimizer, RegistrationStage
 from hepalign.stages.stage import Batch
 from hepalign.transform.warp import warp_tensor
@@ -68,6 +70,30 @@ def test_without_truth_and_labels_only_the_unsupervised_terms_act() -> None:
     assert terms["endpoint"] == 0.0
     assert terms["dice"] == 0.0
     assert terms["mind"] > 0
+
+
+def test_what_is_not_known_is_not_scored() -> None:
+    one = stage()
+    assert one.score(batch()).keys() == {"mind", "liver_error_mm", "body_error_mm", "liver_dice"}
+    assert one.score(batch(truth=False)).keys() == {"mind", "liver_dice"}
+    blind = batch(truth=False, liver=False)
+    before = one.score(blind)
+    assert before.keys() == {"mind"}
+    for _ in range(10):
+        step(one, blind)
+    assert one.score(blind)["mind"] < before["mind"]
+
+
+@pytest.mark.parametrize(
+    ("judge", "selection"),
+    [("truth", ("liver_error_mm", True)), ("livers", ("liver_dice", False)), ("images", ("mind", True))],
+)
+def test_the_best_weights_are_chosen_by_what_validation_knows(
+    judge: str, selection: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "validated_by", lambda cohorts, config: judge)
+    assert stage().selection == selection
+    assert selection[0] in stage().score(batch())
 
 
 def test_the_network_that_is_released_is_the_one_that_learned() -> None:

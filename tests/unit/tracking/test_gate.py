@@ -10,8 +10,11 @@ import pytest
 from small_release import evaluation, small_release
 
 from hepalign.errors import BadInputError
+from hepalign.inference.bundle import STAGES
 from hepalign.tracking.gate import Policy, judge, nameless, read_policy
 from hepalign.tracking.provenance import patient_hash
+from hepalign.tracking.release_folder import read_manifest
+from hepalign.tracking.releases import build_release
 
 CASES = {f"case-{n}": 2.0 + 0.1 * n for n in range(8)}
 
@@ -46,6 +49,15 @@ def test_thresholds_bound_the_mean(tmp_path: Path, release: Path) -> None:
     assert failed(threshold(at_least=2.36), found) == ["pCT-iCT liver tre_mm ≥ 2.36"]
 
 
+def test_a_mean_over_too_few_cases_does_not_pass(tmp_path: Path, release: Path) -> None:
+    found = results(tmp_path, release)
+    next(row for row in found["table"] if row["metric"] == "tre_mm")["n"] = 5
+    policy = {"min_cases": 6} | threshold(at_most=2.36)
+    (check,) = (c for c in judge(Policy.model_validate(policy), found, {}, None) if "tre_mm" in c.rule)
+    assert (check.passed, check.found) == (False, "2.35 over 5 cases")
+    assert failed(threshold(at_most=2.36) | {"min_cases": 5}, found) == []
+
+
 def test_a_metric_that_was_not_measured_does_not_pass(tmp_path: Path, release: Path) -> None:
     missing = {"thresholds": [{"pair": "pMR-pCT", "structure": "liver", "metric": "dice", "at_least": 0.0}]}
     assert failed(missing, results(tmp_path, release))
@@ -72,6 +84,17 @@ def test_a_patient_seen_in_training_is_a_leak(tmp_path: Path, release: Path) -> 
     assert failed({}, found, seen) == ["no test patient in training"]
     assert failed({"check_leaks": False}, found, seen) == []
     assert failed({}, found, {"training_data": {}}) == ["no test patient in training"]
+
+
+def test_a_training_that_does_not_tell_its_patients_leaves_the_release_without_any(tmp_path: Path) -> None:
+    """With those of the other trainings alone a leak of this one would pass."""
+    trainings = {stage: small_release(tmp_path).parent / "trainings" / stage for stage in STAGES}
+    (trainings["inpainting"] / "training.json").unlink()
+    made = build_release(trainings, tmp_path / "untold")
+    manifest = read_manifest(made)
+    assert manifest["training_data"].keys() == {"cohorts"}
+    assert failed({}, results(tmp_path, made), manifest) == ["no test patient in training"]
+    assert "whom the networks have seen is unknown" in (made / "model_card.md").read_text(encoding="utf-8")
 
 
 def regression(**rule: float) -> dict[str, Any]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from small_release import evaluation, small_release
 
 from hepalign.errors import BadInputError, UsageError, WorkFailedError
-from hepalign.inference.bundle import load_bundle
+from hepalign.inference.bundle import STAGES, build_bundle, load_bundle
 from hepalign.tracking import ledger
+from hepalign.tracking.gate import nameless
 from hepalign.tracking.promotion import history, promote, rollback, verify_promotion
 from hepalign.tracking.registry import client
 from hepalign.tracking.release_folder import release_sha256
@@ -22,6 +25,7 @@ from hepalign.tracking.resolution import resolve_release
 
 GOOD = {f"case-{n}": 2.0 + 0.1 * n for n in range(8)}
 WORSE = {case: value + 1.0 for case, value in GOOD.items()}
+FACTS = {"release_sha256": "a" * 64, "gate_sha256": "", "reason": "x", "who": "y"}
 POLICY = """
 split: test
 min_cases: 6
@@ -63,6 +67,23 @@ def test_promote_serve_roll_back(mlflow: str, tmp_path: Path, policy: Path) -> N
     assert caught.value.code == "nothing_before"
     with pytest.raises(WorkFailedError):
         verify_promotion("2", str(second["release_sha256"]))
+
+
+def test_a_champion_promoted_again_does_not_stand_before_itself(mlflow: str, tmp_path: Path, policy: Path) -> None:
+    for seed in (1, 2, 2):
+        latest = put_forward(tmp_path, policy, seed)
+    assert verify_promotion("2", str(latest["release_sha256"]))["entry"] == 3
+    assert rollback(reason="2 drifts")["version"] == "1"
+
+
+def test_a_history_with_a_rollback_to_the_release_that_stood_still_ends_where_it_ended() -> None:
+    def entry(number: int, action: str, version: str) -> ledger.Entry:
+        return ledger.Entry(number, action, version, version * 64, "", "x", "y", "", "")
+
+    told = [entry(1, "promote", "1"), entry(2, "promote", "2"), entry(3, "promote", "2"), entry(4, "rollback", "2")]
+    assert [found.version for found in ledger.champions(told)] == ["1", "2"]
+    told.append(entry(5, "rollback", "1"))
+    assert [found.version for found in ledger.champions(told)] == ["1"]
 
 
 def test_what_mlflow_keeps_of_an_evaluation_names_nobody(mlflow: str, tmp_path: Path, policy: Path) -> None:
@@ -114,12 +135,63 @@ def test_the_gate_refuses_a_regression_and_says_so(mlflow: str, tmp_path: Path, 
     assert show_release("models:/hepalign@champion")["version"] == "1"
 
 
+def test_a_champion_judged_again_in_vain_keeps_what_it_is_served_and_compared_with(
+    mlflow: str, tmp_path: Path, policy: Path
+) -> None:
+    put_forward(tmp_path, policy, 1)
+    with pytest.raises(WorkFailedError):
+        put_forward(tmp_path, policy, 1, WORSE)
+    release = tmp_path / "1/release"
+    assert resolve_release(str(release), verify=True) == release
+    assert [row["gate"] for row in list_releases()] == ["passed"]
+    # the next one is held against the evaluation that made the champion one
+    with pytest.raises(WorkFailedError, match="not behind the champion"):
+        put_forward(tmp_path, policy, 2, WORSE)
+
+
+def with_champion(folder: Path, tre_mm: dict[str, float], digests: object, *, filed: bool) -> None:
+    """Put rows of an ablation named champion into an evaluation of another cohort; `filed` as MLflow keeps it."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    rows = [row | {"method": "champion", "liver_tre_mm": tre_mm[row["case"]]} for row in results["cases"]]
+    results["cases"] += rows
+    results["provenance"] |= {"ablations": {"champion": digests}}
+    results["provenance"]["cohort"]["digest"] = "d" * 64
+    told = nameless(results) if filed else results
+    (folder / "results.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+@pytest.mark.parametrize("filed", [False, True])
+@pytest.mark.parametrize("own", [True, False], ids=["the champion's rows", "another release's rows"])
+def test_an_ablation_named_champion_counts_only_when_it_is_the_champion(
+    mlflow: str, tmp_path: Path, policy: Path, own: bool, filed: bool
+) -> None:
+    put_forward(tmp_path, policy, 1)
+    second = small_release(tmp_path / "2", 2)
+    judged = evaluation(tmp_path / "e", second, WORSE)
+    digests = dict(load_bundle(tmp_path / "1/release" if own else second).digests)
+    with_champion(judged, WORSE, digests, filed=filed)
+    if own:
+        assert promote(str(second), evaluation=judged, policy=policy, reason="as good")["version"] == "2"
+        return
+    with pytest.raises(WorkFailedError, match="the champion was not evaluated on this cohort"):
+        promote(str(second), evaluation=judged, policy=policy, reason="as good")
+
+
 def test_promotion_needs_this_releases_evaluation_and_a_reason(mlflow: str, tmp_path: Path, policy: Path) -> None:
     release, other = small_release(tmp_path / "1", 1), small_release(tmp_path / "2", 2)
     judged = evaluation(tmp_path / "e", other, GOOD)
     with pytest.raises(BadInputError) as caught:
         promote(str(release), evaluation=judged, policy=policy, reason="good")
     assert caught.value.code == "evaluation_mismatch"
+    # the same weights, read at another voxel size
+    described = json.loads((other / "synthesis.json").read_text(encoding="utf-8"))
+    described["config"]["spacing_mm"] = 3.5
+    parts = tmp_path / "parts"
+    shutil.copytree(other, parts)
+    (parts / "synthesis.json").write_text(json.dumps(described), encoding="utf-8")
+    changed = build_bundle(tmp_path / "3", dict.fromkeys(STAGES, parts), name="hepalign", version="3")
+    with pytest.raises(BadInputError, match="evaluates another release"):
+        promote(str(changed), evaluation=judged, policy=policy, reason="good")
     with pytest.raises(UsageError):
         promote(str(other), evaluation=judged, policy=policy, reason=" ")
     with pytest.raises(UsageError):
@@ -179,8 +251,7 @@ def test_fault_82_of_two_promotions_at_once_one_wins(mlflow: str, tmp_path: Path
     seen_by_both = ledger.entries(api)
 
     def take(version: str) -> ledger.Entry:
-        digest = release_sha256(tmp_path / version / "release")
-        facts = {"release_sha256": digest, "gate_sha256": "", "reason": "x", "who": "y"}
+        facts = FACTS | {"release_sha256": release_sha256(tmp_path / version / "release")}
         return ledger.append(api, seen_by_both, action="promote", version=version, **facts)
 
     assert take("1").entry == 1
@@ -188,6 +259,20 @@ def test_fault_82_of_two_promotions_at_once_one_wins(mlflow: str, tmp_path: Path
         take("2")
     assert (caught.value.code, caught.value.status) == ("promotion_conflict", 409)
     assert [entry.version for entry in ledger.entries(api)] == ["1"]
+
+
+def test_an_entry_whose_answer_was_lost_and_that_is_asked_for_again_is_our_own(
+    mlflow: str, tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client posts again by itself when the connection broke; the first request may have been done."""
+    create = MlflowClient.create_experiment
+
+    def twice(api: MlflowClient, name: str, **words: Any) -> str:
+        create(api, name, **words)
+        return create(api, name, **words)
+
+    monkeypatch.setattr(MlflowClient, "create_experiment", twice)
+    assert ledger.append(client(), [], action="promote", version="1", **FACTS) == ledger.entries(client())[0]
 
 
 def test_fault_82_a_promotion_overtaken_by_the_next_one_leaves_the_alias_to_that(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from toy_stage import ToyConfig, ToyStage
 
-from hepalign.errors import WorkFailedError
+from hepalign.errors import BadInputError, HepalignError, WorkFailedError
+from hepalign.stages.stage import Batch
 from hepalign.training.checkpoint import stored_checkpoints
-from hepalign.training.loop import FitResult, fit, seed_everything
+from hepalign.training.loop import FitResult, _Loop, fit, seed_everything
 from hepalign.training.schedule import TrainingConfig
 from hepalign.training.world import Report, World
 
@@ -119,6 +123,62 @@ def test_fault_77_nan_loss_names_the_cases_and_keeps_the_last_good_checkpoint(tm
     assert "case-0" not in caught.value.message
     common = torch.load(stored_checkpoints(tmp_path / "checkpoints")[0] / "common.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in common["nets"]["toy"].values())
+
+
+class Ranks:
+    """Two ranks as threads, which meet in `gather` or give up."""
+
+    def __init__(self) -> None:
+        self.meeting = threading.Barrier(2, timeout=20)
+        self.told: dict[int, object] = {}
+
+    def world(self, rank: int) -> World:
+        return dataclasses.replace(World.local(), rank=rank, size=2, gather=lambda mine: self._gather(rank, mine))
+
+    def _gather(self, rank: int, mine: object) -> list[object]:
+        self.told[rank] = mine
+        self.meeting.wait()
+        found = [self.told[0], self.told[1]]
+        self.meeting.wait()
+        return found
+
+
+class LackingStage(ToyStage):
+    """A stage that cannot read one batch of a split."""
+
+    lacks: tuple[str, int] | None = None
+
+    def loader(self, split: str, *, epoch: int, rank: int, world_size: int) -> Iterator[Batch]:
+        for number, batch in enumerate(super().loader(split, epoch=epoch, rank=rank, world_size=world_size)):
+            if (split, number) == self.lacks:
+                raise BadInputError("case-7 was changed", code="changed_file")
+            yield batch
+
+
+@pytest.mark.parametrize(
+    ("lacks", "at_step"),
+    [(("train", 1), 0), (("val", 0), 0), (("train", 0), 1)],
+    ids=["a batch", "a validation batch", "a batch that a resumed run skips"],
+)
+def test_data_that_one_rank_cannot_read_ends_every_rank_with_its_words(
+    tmp_path: Path, lacks: tuple[str, int], at_step: int
+) -> None:
+    ranks = Ranks()
+
+    def work(rank: int) -> HepalignError | None:
+        stage = LackingStage(ToyConfig())
+        stage.lacks = lacks if rank == 1 else None
+        training = _Loop(stage, TrainingConfig(epochs=1), ranks.world(rank), tmp_path / str(rank))
+        training.at.step = training.at.batches = at_step
+        try:
+            training.run()
+        except HepalignError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(2) as threads:
+        ended = list(threads.map(work, (0, 1)))
+    assert [(error.code, error.message) for error in ended if error] == [("changed_file", "case-7 was changed")] * 2
 
 
 def test_the_best_validation_selects_the_weights(tmp_path: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from hepalign.cases.case import Split
 from hepalign.cases.phantom import PhantomCase, make_case
+from hepalign.cases.phantom.make import FIELD_OF_VIEW_MM
 from hepalign.cases.sources.simulate import simulate_pair
 from hepalign.cases.writer import CohortWriter
+from hepalign.errors import UsageError
 from hepalign.image.volume import Volume
 
 # told after each case how many are done, and of how many
@@ -51,10 +55,18 @@ def phantom_cohort(
         split: where these patients go; None draws the paper's shares.
         workers: processes that generate side by side.
         progress: called after each case.
+
+    Raises:
+        UsageError: `case_differs` where a case is there already on another grid.
     """
     make = partial(make_case, shape=shape, spacing_mm=spacing_mm, randomised=randomised)
-    seeds = {f"phantom-{seed + n:05d}": seed + n for n in range(cases)}
-    _write(CohortWriter(out), make, seeds, workers, progress, split=split)
+    kind = "-randomised" * randomised
+    seeds = {f"phantom{kind}-{seed + n:05d}": seed + n for n in range(cases)}
+    # one anatomy, however its organs look, is one patient
+    patients = {id_: f"phantom-{number:05d}" for id_, number in seeds.items()}
+    writer = CohortWriter(out)
+    _check_grids(writer, seeds, shape, spacing_mm or FIELD_OF_VIEW_MM / shape[0])
+    _write(writer, make, seeds, patients, workers, progress, split=split)
 
 
 def simulated_cohort(
@@ -80,22 +92,40 @@ def simulated_cohort(
         out, cases, seed, shape, split, workers, progress: as `phantom_cohort`.
         ct, liver, tumour, spacing_mm, phase, sliding: as `simulate_pair`.
         name: the patient's pseudonym; every CT needs another, or its pairs count as those that are there.
+
+    Raises:
+        UsageError: `case_differs` as `phantom_cohort`; the spacing is compared where one is given.
     """
     make = partial(
         simulate_pair, ct, liver, phase=phase, tumour=tumour, shape=shape, spacing_mm=spacing_mm, sliding=sliding
     )
     kind = "-phase" * phase + "-sliding" * sliding
     seeds = {f"{name}{kind}-{seed + n:05d}": seed + n for n in range(cases)}
-    _write(CohortWriter(out), make, seeds, workers, progress, patient=name, split=split)
+    writer = CohortWriter(out)
+    _check_grids(writer, seeds, shape, spacing_mm)
+    _write(writer, make, seeds, dict.fromkeys(seeds, name), workers, progress, split=split)
+
+
+def _check_grids(
+    writer: CohortWriter, ids: Iterable[str], shape: tuple[int, int, int], spacing_mm: float | None
+) -> None:
+    """Refuse cases that are there on another grid: they would pass for those asked for."""
+    for id_ in filter(writer.has, ids):
+        grid = writer.geometry(id_, "pct")
+        same = spacing_mm is None or np.allclose(grid.spacing_mm, spacing_mm, rtol=1e-3)
+        if grid.shape != shape or not same:
+            there = f"{','.join(map(str, grid.shape))} voxels of {grid.spacing_mm[0]:.4g} mm"
+            message = f"case {id_} is in the cohort with {there}; ask for that grid, other seeds or another cohort"
+            raise UsageError(message, code="case_differs")
 
 
 def _write(
     writer: CohortWriter,
     make: Make,
     seeds: dict[str, int],
+    patients: dict[str, str],
     workers: int,
     progress: Progress | None,
-    patient: str | None = None,
     split: Split | None = None,
 ) -> None:
     missing = {id_: seed for id_, seed in seeds.items() if not writer.has(id_)}
@@ -104,7 +134,7 @@ def _write(
         for id_, made in results:
             writer.add(
                 id_,
-                patient or id_,
+                patients[id_],
                 volumes=made.volumes,
                 fields=made.fields,
                 landmarks=made.landmarks,

@@ -18,7 +18,7 @@ from hepalign.image.bias import bias_field
 from hepalign.image.checks import check_ct, check_mr
 from hepalign.image.dicom import SeriesIdentity, load_series
 from hepalign.image.dicom_seg import read_segmentation
-from hepalign.image.intensity import body_mask, normalise_mr
+from hepalign.image.intensity import MR_BODY_UNIT, body_mask, normalise_mr
 from hepalign.image.nifti import read_nifti
 from hepalign.image.nifti_header import Orientation
 from hepalign.image.read import holds_dicom
@@ -26,7 +26,6 @@ from hepalign.image.volume import Volume
 
 SHAPE = (256, 256, 128)
 AIR_HU = -1024.0
-MR_BODY_UNIT = -0.8
 
 
 @dataclass(frozen=True)

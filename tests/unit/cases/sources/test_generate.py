@@ -14,6 +14,7 @@ import pytest
 from hepalign.cases.cohort import open_cohort
 from hepalign.cases.phantom import PhantomCase, make_case
 from hepalign.cases.sources.generate import phantom_cohort, simulated_cohort
+from hepalign.errors import UsageError
 
 SHAPE = (32, 32, 24)
 DIGEST = """
@@ -61,6 +62,32 @@ def test_two_kinds_of_pairs_of_one_ct_share_a_cohort(tmp_path: Path, source: Pha
     cases = open_cohort(str(out)).cases()
     assert {case.id for case in cases} == {"a-00000", "a-phase-00000"}
     assert {case.patient for case in cases} == {"a"}
+
+
+def test_randomised_phantoms_are_cases_of_their_own_and_the_same_patients(tmp_path: Path) -> None:
+    for randomised in (False, True, True):
+        phantom_cohort(tmp_path, cases=1, seed=3, shape=SHAPE, spacing_mm=None, randomised=randomised)
+    cases = open_cohort(tmp_path).cases()
+    assert {case.id: case.attributes["randomised"] for case in cases} == {
+        "phantom-00003": False,
+        "phantom-randomised-00003": True,
+    }
+    assert {case.patient for case in cases} == {"phantom-00003"}
+
+
+def test_a_case_that_is_there_on_another_grid_is_refused(tmp_path: Path, source: PhantomCase) -> None:
+    phantom_cohort(tmp_path / "a", cases=1, seed=3, shape=SHAPE, spacing_mm=11.0)
+    phantom_cohort(tmp_path / "a", cases=1, seed=3, shape=SHAPE, spacing_mm=11.0)
+    pairs: dict[str, Any] = {"ct": source.volumes["pct"], "liver": None, "name": "p"}
+    simulated_cohort(tmp_path / "b", cases=1, seed=0, shape=SHAPE, spacing_mm=11.0, **pairs)
+    for shape, spacing_mm in ((SHAPE, None), (SHAPE, 10.0), ((32, 32, 20), 11.0)):
+        with pytest.raises(UsageError, match="32,32,24 voxels of 11 mm") as refused:
+            phantom_cohort(tmp_path / "a", cases=2, seed=2, shape=shape, spacing_mm=spacing_mm)
+        assert refused.value.code == "case_differs"
+        if spacing_mm is not None:
+            with pytest.raises(UsageError, match="32,32,24 voxels of 11 mm"):
+                simulated_cohort(tmp_path / "b", cases=2, seed=0, shape=shape, spacing_mm=spacing_mm, **pairs)
+    assert [case.id for case in open_cohort(tmp_path / "a").cases()] == ["phantom-00003"]
 
 
 @pytest.mark.slow

@@ -73,6 +73,8 @@ def test_moved_sarcoma_patients_are_sound_and_their_body_error_is_known(real_dat
         assert scores["tumour_dice"] > 0.6
         still = DisplacementField(np.zeros_like(truth.vectors), truth.geometry)
         assert score(patient, "pMR-pCT", still)["body_dense_tre_mm"] > 4
+        aside = DisplacementField(truth.vectors + np.float32([20, 0, 0]), truth.geometry)
+        assert score(patient, "pMR-pCT", aside)["body_skin_mm"] > scores["body_skin_mm"] + 3
 
 
 def test_no_volumes_no_moved_cohort(tmp_path: Path) -> None:
