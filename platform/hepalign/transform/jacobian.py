@@ -20,10 +20,11 @@ SOUND = 0.98
 def jacobian_determinants(field: DisplacementField) -> NDArray[np.float32]:
     """det(I + ∂u/∂x) by central differences (one-sided at the border): 1 keeps volume, 0.5 halves it; (D, H, W)."""
     out = np.empty(field.geometry.shape, np.float32)
-    for slab, forward, backward in _edge_slabs(field):
-        columns = [(f + b) / 2 for f, b in zip(forward, backward, strict=True)]
-        out[slab] = _dot(columns[0], _cross(columns[1], columns[2])).numpy()
-    return out / np.float32(np.linalg.det(field.geometry.affine[:3, :3]))
+    voxel_mm3 = float(np.linalg.det(field.geometry.affine[:3, :3]))
+    for slab, edges in _edge_slabs(field):
+        columns = [(ahead + behind) / 2 for ahead, behind in (edges.both_sides(axis) for axis in range(3))]
+        out[slab] = (_dot(columns[0], _cross(columns[1], columns[2])) / voxel_mm3).numpy()
+    return out
 
 
 def fold_mask(field: DisplacementField) -> NDArray[np.bool_]:
@@ -36,34 +37,18 @@ def fold_mask(field: DisplacementField) -> NDArray[np.bool_]:
     handedness = float(np.sign(np.linalg.det(field.geometry.affine[:3, :3])))
     straight = field.linear[:3, :3] @ field.geometry.affine[:3, :3]
     upright = np.linalg.det(straight) * handedness > 0
-    for slab, forward, backward in _edge_slabs(field):
-        doubtful = ~_surely_sound(forward, backward, straight) if upright else torch.ones(forward[0].shape[1:]).bool()
+    for slab, edges in _edge_slabs(field):
+        doubtful = ~edges.surely_sound(straight) if upright else torch.ones(mask[slab].shape, dtype=torch.bool)
         if not doubtful.any():
             continue
-        ahead, behind = ([edge[:, doubtful] for edge in edges] for edges in (forward, backward))
-        folded = torch.zeros(ahead[0].shape[1:], dtype=torch.bool)
-        for along_j, along_k in product((ahead[1], behind[1]), (ahead[2], behind[2])):
+        i, j, k = ([side[:, doubtful] for side in edges.both_sides(axis)] for axis in range(3))
+        folded = torch.zeros(i[0].shape[1:], dtype=torch.bool)
+        for along_j, along_k in product(j, k):
             normal = _cross(along_j, along_k)
-            for along_i in (ahead[0], behind[0]):
+            for along_i in i:
                 folded |= _dot(along_i, normal) * handedness <= 0
         mask[slab][doubtful.numpy()] = folded.numpy()
     return mask
-
-
-def _surely_sound(forward: list[Tensor], backward: list[Tensor], straight: NDArray[np.float64]) -> Tensor:
-    """Which voxels cannot fold, as no edge of theirs lies far from where the linear part puts it; bool (d, H, W).
-
-    With S the edges of the linear part and E what the field adds, det(S + E) keeps the sign of det S while a bound of
-    ‖E S⁻¹‖ stays below 1: that of E's columns in edge lengths times the norm of S⁻¹ in them.
-    """
-    lengths = np.linalg.norm(straight, axis=0)
-    slack = float(np.linalg.norm(np.linalg.inv(straight / lengths), 2))
-    bend = torch.zeros(forward[0].shape[1:])
-    for axis, steps in enumerate(zip(forward, backward, strict=True)):
-        edge = torch.tensor(straight[:, axis], dtype=torch.float32).reshape(3, 1, 1, 1)
-        squares = [(step - edge).square_().sum(dim=0) for step in steps]
-        bend.add_(torch.maximum(*squares), alpha=float(lengths[axis] ** -2))
-    return bend.mul_(slack**2) < SOUND
 
 
 def folding_fraction(field: DisplacementField, where: NDArray[np.bool_] | None = None) -> float:
@@ -86,33 +71,55 @@ def _dot(a: Tensor, b: Sequence[Tensor]) -> Tensor:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def _edge_slabs(field: DisplacementField) -> Iterator[tuple[slice, list[Tensor], list[Tensor]]]:
-    """Slab by slab, the steps of x + u(x) to the next and from the previous voxel of each axis, each (3, d, H, W).
-
-    Their triple product over det(affine) is the Jacobian determinant, so no voxel needs a matrix inverse.
-    """
+def _edge_slabs(field: DisplacementField) -> Iterator[tuple[slice, _Edges]]:
     depth, height, width = field.geometry.shape
-    edges = torch.from_numpy(field.geometry.affine[:3, :3].astype(np.float32))
     step = max(1, CHUNK_VOXELS // (4 * height * width))
     for start in range(0, depth, step):
-        stop = min(start + step, depth)
-        low, high = max(start - 1, 0), min(stop + 1, depth)
-        vectors = readable(np.moveaxis(field.vectors[low:high], -1, 0))
-        inner = slice(start - low, stop - low)
-        forward, backward = [], []
+        slab = slice(start, min(start + step, depth))
+        yield slab, _Edges(field, slab)
+
+
+class _Edges:
+    """The steps of x + u(x) from voxel to voxel in a slab of the first axis.
+
+    The triple product of three of them over det(affine) is a Jacobian determinant, so no voxel needs a matrix inverse.
+    """
+
+    def __init__(self, field: DisplacementField, slab: slice) -> None:
+        low, high = max(slab.start - 1, 0), min(slab.stop + 1, field.geometry.shape[0])
+        self._vectors = readable(np.moveaxis(field.vectors[low:high], -1, 0))
+        self._inner = slice(slab.start - low, slab.stop - low)
+        self._affine = field.geometry.affine[:3, :3]
+
+    def both_sides(self, axis: int) -> tuple[Tensor, Tensor]:
+        """The steps to the next and from the previous voxel, each (3, d, H, W)."""
+        return self._ahead_and_behind(self._steps(axis, self._affine), axis)
+
+    def surely_sound(self, straight: NDArray[np.float64]) -> Tensor:
+        """Which voxels cannot fold, as no edge of theirs lies far from where the linear part puts it; bool (d, H, W).
+
+        With S the edges of the linear part and E what the field adds, det(S + E) keeps the sign of det S while a bound
+        of ‖E S⁻¹‖ stays below 1: that of E's columns in edge lengths times the norm of S⁻¹ in them.
+        """
+        lengths = np.linalg.norm(straight, axis=0)
+        slack = float(np.linalg.norm(np.linalg.inv(straight / lengths), 2))
+        bend = torch.zeros(self._vectors[0, self._inner].shape)
         for axis in range(3):
-            ahead, behind = _one_sided(vectors, axis + 1)
-            edge = edges[:, axis].reshape(3, 1, 1, 1)
-            forward.append(ahead[:, inner] + edge)
-            backward.append(behind[:, inner] + edge)
-        yield slice(start, stop), forward, backward
+            squares = self._steps(axis, self._affine - straight).square_().sum(dim=0, keepdim=True)
+            bend.add_(torch.maximum(*self._ahead_and_behind(squares, axis))[0], alpha=float(lengths[axis] ** -2))
+        return bend.mul_(slack**2) < SOUND
 
+    def _steps(self, axis: int, affine: NDArray[np.float64]) -> Tensor:
+        """u's differences along an axis and the affine's column: one less than there are voxels, but one at least."""
+        vectors, dim = self._vectors if axis == 0 else self._vectors[:, self._inner], axis + 1
+        differences = vectors.diff(dim=dim) if vectors.shape[dim] > 1 else torch.zeros_like(vectors)
+        return differences.add_(torch.from_numpy(affine[:, axis].astype(np.float32)).reshape(3, 1, 1, 1))
 
-def _one_sided(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Forward and backward differences along `dim`, the border's missing one replaced by the other."""
-    size = vectors.shape[dim]
-    if size == 1:
-        return torch.zeros_like(vectors), torch.zeros_like(vectors)
-    steps = vectors.diff(dim=dim)
-    first, last = steps.narrow(dim, 0, 1), steps.narrow(dim, size - 2, 1)
-    return torch.cat([steps, last], dim=dim), torch.cat([first, steps], dim=dim)
+    def _ahead_and_behind(self, steps: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """Each voxel's step to the next and from the previous one, the border's missing one replaced by the other."""
+        dim = axis + 1
+        if self._vectors.shape[dim] == 1:
+            return steps, steps
+        first, last = steps.narrow(dim, 0, 1), steps.narrow(dim, steps.shape[dim] - 1, 1)
+        ahead, behind = torch.cat([steps, last], dim=dim), torch.cat([first, steps], dim=dim)
+        return (ahead[:, self._inner], behind[:, self._inner]) if axis == 0 else (ahead, behind)
