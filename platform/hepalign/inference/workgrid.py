@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hepalign.image.geometry import Geometry
 from hepalign.image.intensity import SOFT_TISSUE_WINDOW_HU, ct_to_unit
-from hepalign.image.resample import affine_slabs
+from hepalign.image.trilinear import VoxelMap
 from hepalign.image.volume import Volume
 from hepalign.transform.displacement import DisplacementField
 
@@ -158,6 +158,6 @@ def full_field(residual: Tensor, linear: NDArray[np.float64], work: Geometry, fi
     turn = torch.from_numpy((linear[:3, :3] @ work.affine[:3, :3]).astype(np.float32))
     own = axes.undo(upsampled)[0].movedim(0, -1)
     vectors = np.empty((*fixed.shape, 3), np.float32)
-    for slab, moved in affine_slabs((linear - np.eye(4)) @ fixed.affine, fixed.shape):
+    for slab, moved in VoxelMap(fixed.shape, (linear - np.eye(4)) @ fixed.affine).slabs():
         vectors[slab] = moved.view(-1, 3).addmm_(own[slab].reshape(-1, 3), turn.T).view(moved.shape).numpy()
     return DisplacementField(vectors, fixed, np.asarray(linear, dtype=np.float64))

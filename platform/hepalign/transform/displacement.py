@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from hepalign.image.geometry import Geometry
-from hepalign.image.resample import affine_slabs, readable, sample_grid
+from hepalign.image.trilinear import VoxelMap, read_linear
 from hepalign.transform import linear as linear_maps
 
 
@@ -47,7 +47,7 @@ class DisplacementField:
         """The field of a 4 x 4 world-to-world map (fixed point to moving point)."""
         vectors = np.empty((*geometry.shape, 3), np.float32)
         # M A i - A i is itself affine in the voxel index i.
-        for slab, moved in affine_slabs((matrix - np.eye(4)) @ geometry.affine, geometry.shape):
+        for slab, moved in VoxelMap(geometry.shape, (matrix - np.eye(4)) @ geometry.affine).slabs():
             vectors[slab] = moved.numpy()
         return cls(vectors, geometry, np.array(matrix, dtype=np.float64))
 
@@ -55,8 +55,8 @@ class DisplacementField:
 def sample(displacement: DisplacementField, points_mm: ArrayLike) -> NDArray[np.float64]:
     """u at any world points (N, 3), millimetres; outside the grid by the field's continuation."""
     points = np.asarray(points_mm, dtype=np.float64)
-    indices = torch.from_numpy(displacement.geometry.world_to_index(points).astype(np.float32))
-    return _Reader(displacement)(indices[:, None, None])[:, 0, 0].numpy().astype(np.float64)
+    indices = displacement.geometry.world_to_index(points).astype(np.float32)
+    return _read(displacement, VoxelMap.of_indices(indices[:, None, None]))[:, 0, 0].astype(np.float64)
 
 
 def transform_points(displacement: DisplacementField, points_mm: ArrayLike) -> NDArray[np.float64]:
@@ -69,11 +69,7 @@ def resample_field(displacement: DisplacementField, geometry: Geometry) -> Displ
     """The same map written on another grid."""
     if displacement.geometry.same_grid(geometry):
         return displacement
-    read = _Reader(displacement)
-    vectors = np.empty((*geometry.shape, 3), np.float32)
-    to_index = np.linalg.inv(displacement.geometry.affine) @ geometry.affine
-    for slab, indices in affine_slabs(to_index, geometry.shape):
-        vectors[slab] = read(indices).numpy()
+    vectors = _read(displacement, VoxelMap.between(displacement.geometry, geometry))
     return DisplacementField(vectors, geometry, displacement.linear)
 
 
@@ -83,15 +79,8 @@ def compose(outer: DisplacementField, inner: DisplacementField) -> DisplacementF
     With y = x + u_inner(x) the composed displacement is u_inner(x) + u_outer(y). An image resampled through it is
     interpolated once: guide's φ_pre ∘ φ_intra has outer = φ_pre (pCT to pMR), inner = φ_intra (iCT to pCT).
     """
-    read = _Reader(outer)
-    vectors = np.empty_like(inner.vectors)
-    world_to_index = np.linalg.inv(outer.geometry.affine)
-    turn = torch.from_numpy(np.ascontiguousarray(world_to_index[:3, :3].T, dtype=np.float32))
-    for slab, indices in affine_slabs(world_to_index @ inner.geometry.affine, inner.geometry.shape):
-        first = readable(inner.vectors[slab])
-        indices.view(-1, 3).addmm_(first.view(-1, 3), turn)
-        # numpy: where the memory is new, two threads of torch took five times as long (measured)
-        np.add(first.numpy(), read(indices).numpy(), out=vectors[slab])
+    vectors = _read(outer, VoxelMap.between(outer.geometry, inner.geometry, inner.vectors))
+    vectors += inner.vectors
     return DisplacementField(vectors, inner.geometry, outer.linear @ inner.linear)
 
 
@@ -118,12 +107,13 @@ def invert(
     geometry = displacement.geometry if geometry is None else geometry
     back = linear_maps.inverse(nearest_linear(displacement))
     guess = _first_guess(displacement, geometry, back, tolerance_mm, rounds)
-    read = _Reader(displacement)
     step = torch.from_numpy(np.ascontiguousarray(back[:3, :3].T, dtype=np.float32))
     world_to_index = np.linalg.inv(displacement.geometry.affine)
     turn = torch.from_numpy(np.ascontiguousarray(world_to_index[:3, :3].T, dtype=np.float32))
-    for slab, indices in affine_slabs(world_to_index @ geometry.affine, geometry.shape):
-        guess[slab] = _solve(read, indices, torch.from_numpy(guess[slab]), step, turn, tolerance_mm, rounds).numpy()
+    for slab, indices in VoxelMap.between(displacement.geometry, geometry).slabs():
+        guess[slab] = _solve(
+            displacement, indices, torch.from_numpy(guess[slab]), step, turn, tolerance_mm, rounds
+        ).numpy()
     return DisplacementField(guess, geometry, linear_maps.inverse(displacement.linear))
 
 
@@ -150,7 +140,13 @@ def nearest_linear(displacement: DisplacementField) -> NDArray[np.float64]:
 
 
 def _solve(
-    read: _Reader, indices: Tensor, guess: Tensor, step: Tensor, turn: Tensor, tolerance_mm: float, rounds: int
+    displacement: DisplacementField,
+    indices: Tensor,
+    guess: Tensor,
+    step: Tensor,
+    turn: Tensor,
+    tolerance_mm: float,
+    rounds: int,
 ) -> Tensor:
     """The v with v + u(y + v) = 0 at voxels y, given as indices (d, h, w, 3) of the field's grid."""
     shape = guess.shape
@@ -159,7 +155,8 @@ def _solve(
     active = torch.arange(len(moving))
     for number in range(rounds):
         here = moving[active]
-        residual = here + read((indices[active] + here @ turn)[:, None, None])[:, 0, 0]
+        places = (indices[active] + here @ turn)[:, None, None]
+        residual = here + torch.from_numpy(_read(displacement, VoxelMap.of_indices(places.numpy())))[:, 0, 0]
         error = residual.norm(dim=1)
         better = error < best_error[active]
         best[active[better]], best_error[active[better]] = here[better], error[better]
@@ -171,19 +168,9 @@ def _solve(
     return best.reshape(shape)
 
 
-class _Reader:
-    """Reads u at continuous indices of its grid: linear inside; outside the border's residual on the linear part."""
-
-    def __init__(self, displacement: DisplacementField) -> None:
-        self._image = readable(displacement.vectors).movedim(-1, 0)[None]
-        self._last = torch.tensor(displacement.geometry.shape, dtype=torch.float32) - 1
-        growth = (displacement.linear[:3, :3] - np.eye(3)) @ displacement.geometry.affine[:3, :3]
-        self._growth = torch.from_numpy(np.ascontiguousarray(growth.T, dtype=np.float32)) if growth.any() else None
-
-    def __call__(self, indices: Tensor) -> Tensor:
-        """Indices (d, h, w, 3) to u in mm, float32 (d, h, w, 3)."""
-        values = sample_grid(self._image, indices[None])[0].movedim(0, -1)
-        if self._growth is not None:
-            beyond = indices - indices.clamp(torch.zeros(3), self._last)
-            values = values + beyond @ self._growth
-        return values
+def _read(displacement: DisplacementField, places: VoxelMap) -> NDArray[np.float32]:
+    """u in mm at places of its grid: linear inside; outside the border's residual on the linear part."""
+    vectors = np.empty((*places.shape, 3), np.float32)
+    growth = (displacement.linear[:3, :3] - np.eye(3)) @ displacement.geometry.affine[:3, :3]
+    read_linear(displacement.vectors, places, vectors, growth=growth.T.astype(np.float32))
+    return vectors

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hepalign.image.resample import CHUNK_VOXELS, readable
+from hepalign.image.trilinear import CHUNK_VOXELS, readable
 from hepalign.transform.displacement import DisplacementField
 
 # Just below 1, for what rounding adds.

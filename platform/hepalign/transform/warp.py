@@ -8,17 +8,17 @@ grid: `warped[p] = moving[p + d[p]]`, d in array order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hepalign.image.geometry import Geometry
-from hepalign.image.resample import Interpolator, Mode, affine_slabs, outside, readable, sample_grid
+from hepalign.image.resample import Mode, outside, read_together, sample_grid
+from hepalign.image.trilinear import VoxelMap
 from hepalign.image.volume import Volume
 from hepalign.shapes import Image, VoxelField
 from hepalign.transform.displacement import DisplacementField
@@ -53,12 +53,9 @@ def warp_together(
     geometry = moving[0].geometry
     if not all(volume.geometry.same_grid(geometry) for volume in moving):
         raise ValueError("volumes that are warped together share one grid")
-    source = Interpolator(moving, mode, fills or [None] * len(moving))
-    out = [np.empty(field.geometry.shape, dtype) for dtype in source.dtypes]
-    for slab, indices in _moved_slabs(geometry, field):
-        for whole, values in zip(out, source(indices), strict=True):
-            whole[slab] = values
-    return [Volume(whole, field.geometry) for whole in out]
+    places = VoxelMap.between(geometry, field.geometry, field.vectors)
+    read = read_together(moving, places, mode, fills or [None] * len(moving))
+    return [Volume(values, field.geometry) for values in read]
 
 
 def warp_masks(
@@ -66,30 +63,18 @@ def warp_masks(
 ) -> list[NDArray[np.bool_]]:
     """Masks on one grid warped linearly and cut at one half, as `warp(..., fill=0.0)` would; bool (D, H, W) each.
 
-    What lies away from a mask's True voxels is not read: a tumour costs next to nothing.
+    What lies away from a mask's True voxels is not read: a tumour costs little.
     """
-    out = [np.zeros(field.geometry.shape, bool) for _ in masks]
-    parts = [_part(mask) for mask in masks]
-    for slab, indices in _moved_slabs(geometry, field):
-        for whole, part in zip(out, parts, strict=True):
-            if part is None:
-                continue
-            image, start = part
-            places = indices - start
-            near = ~outside(places, (image.shape[0], image.shape[1], image.shape[2]))
-            values = sample_grid(image[None, None], places[near][None, :, None, None])[0, 0, :, 0, 0]
-            whole[slab][near.numpy()] = (values > 0.5).numpy()
-    return out
+    return [_warped(mask, geometry, field) for mask in masks]
 
 
-def _part(mask: NDArray[np.bool_]) -> tuple[Tensor, Tensor] | None:
-    """The mask's box with a voxel of background around it, where the image has one, and the box's first voxel."""
+def _warped(mask: NDArray[np.bool_], geometry: Geometry, field: DisplacementField) -> NDArray[np.bool_]:
+    """One mask, of which its box with a voxel of background around it is read, where the image has one."""
     box = bounding_box(mask)
     if box is None:
-        return None
-    grown = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
-    image = torch.from_numpy(np.ascontiguousarray(mask[grown], dtype=np.float32))
-    return image, torch.tensor([side.start for side in grown], dtype=torch.float32)
+        return np.zeros(field.geometry.shape, bool)
+    i, j, k = (slice(max(side.start - 1, 0), min(side.stop + 1, n)) for side, n in zip(box, mask.shape, strict=True))
+    return warp(Volume(mask, geometry).crop((i, j, k)), field, fill=0.0).as_mask()
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
@@ -106,18 +91,9 @@ def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
 def outside_grid(moving_geometry: Geometry, field: DisplacementField) -> NDArray[np.bool_]:
     """Where x + u(x) leaves the moving grid, so that `warp` fills: bool (D, H, W) on the field's grid."""
     mask = np.empty(field.geometry.shape, bool)
-    for slab, indices in _moved_slabs(moving_geometry, field):
+    for slab, indices in VoxelMap.between(moving_geometry, field.geometry, field.vectors).slabs():
         mask[slab] = outside(indices, moving_geometry.shape).numpy()
     return mask
-
-
-def _moved_slabs(moving: Geometry, field: DisplacementField) -> Iterator[tuple[slice, Tensor]]:
-    """The moving image's continuous indices of x + u(x), slab by slab."""
-    inverse = np.linalg.inv(moving.affine)
-    turn = torch.from_numpy(np.ascontiguousarray(inverse[:3, :3].T, dtype=np.float32))
-    for slab, indices in affine_slabs(inverse @ field.geometry.affine, field.geometry.shape):
-        indices.view(-1, 3).addmm_(readable(field.vectors[slab]).view(-1, 3), turn)
-        yield slab, indices
 
 
 def warp_tensor(

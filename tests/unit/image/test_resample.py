@@ -10,7 +10,8 @@ import torch
 
 from hepalign.image.geometry import Geometry
 from hepalign.image.read import read_volume
-from hepalign.image.resample import affine_slabs, resample, sample_grid
+from hepalign.image.resample import resample, sample_grid
+from hepalign.image.trilinear import VoxelMap
 from hepalign.image.volume import Volume
 from hepalign.transform import linear
 from hepalign.transform.linear import RAS_LPS
@@ -107,9 +108,9 @@ def test_read_only_voxels_are_left_alone(recwarn: pytest.WarningsRecorder) -> No
 
 
 def test_slabs_cover_the_grid_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hepalign.image.resample.CHUNK_VOXELS", 50)
+    monkeypatch.setattr("hepalign.image.trilinear.CHUNK_VOXELS", 50)
     matrix = oblique((7, 5, 6), 5).affine
-    pieces = [piece for _, piece in affine_slabs(matrix, (7, 5, 6))]
+    pieces = [piece for _, piece in VoxelMap((7, 5, 6), matrix).slabs()]
     assert len(pieces) == 7
     np.testing.assert_allclose(torch.cat(pieces).numpy(), oblique((7, 5, 6), 5).grid_mm(), atol=1e-4)
 

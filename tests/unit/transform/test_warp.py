@@ -51,11 +51,13 @@ def test_outside_grid_is_where_warp_fills() -> None:
     assert 0 < filled.mean() < 1
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_chunks_change_nothing(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     field = DisplacementField.from_linear(linear.rotation((5, -12, 30), GRID.centre_mm), GRID)
-    whole = warp(noise(GRID), field).data
-    monkeypatch.setattr("hepalign.image.resample.CHUNK_VOXELS", 100)
-    np.testing.assert_array_equal(warp(noise(GRID), field).data, whole)
+    whole = warp(noise(GRID), field, mode=mode).data
+    monkeypatch.setattr("hepalign.image.trilinear.CHUNK_VOXELS", 100)
+    monkeypatch.setattr("hepalign.image.trilinear.PARALLEL_VOXELS", 1)
+    np.testing.assert_array_equal(warp(noise(GRID), field, mode=mode).data, whole)
 
 
 def test_tensor_kernel_is_linear_interpolation_in_array_order() -> None:
