@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hepalign.image.geometry import Geometry
-from hepalign.image.trilinear import PARALLEL_VOXELS, VoxelMap, read_linear
+from hepalign.image.trilinear import VoxelMap, read_linear
 from hepalign.image.volume import Volume
 
 Mode = Literal["linear", "nearest"]
@@ -89,29 +89,24 @@ def sample_grid(image: Tensor, indices: Tensor, padding: Literal["border", "zero
     Returns:
         float32 [B, C, d, h, w].
     """
+    differentiable = torch.is_grad_enabled() and (image.requires_grad or indices.requires_grad)
+    if image.device.type == "cpu" and padding == "border" and not differentiable:
+        return _read_each(image, indices)
     # rows of whole lines: a divisor of three numbers would be read slowly
     size = torch.tensor(image.shape[2:], dtype=indices.dtype, device=indices.device).repeat(indices.shape[3])
     # [-1, 1] between the outer faces; a factor 2 / size would be rounded once more and miss voxel centres
     grid = torch.add(1, indices.flatten(3), alpha=2).div_(size).sub_(1).view(indices.shape)
     # grid_sample counts (x, y, z) from the last axis: an image seen with its axes reversed needs no reversed grid
     turned = image.permute(0, 1, 4, 3, 2)
-    parts = _parts(image, indices)
-    if parts == 1:
-        return F.grid_sample(turned, grid, mode="bilinear", padding_mode=padding, align_corners=False)
-    values = F.grid_sample(
-        turned.expand(parts, -1, -1, -1, -1), grid.view(parts, 1, 1, -1, 3), mode="bilinear", padding_mode=padding,
-        align_corners=False,
-    )  # fmt: skip
-    return values.movedim(1, 0).reshape(1, image.shape[1], *indices.shape[1:4])
+    return F.grid_sample(turned, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 
-def _parts(image: Tensor, indices: Tensor) -> int:
-    """On a CPU grid_sample spreads a batch over the threads and never a volume: how many parts to make of one."""
-    threads = torch.get_num_threads()
-    voxels = indices[..., 0].numel()
-    differentiable = torch.is_grad_enabled() and (image.requires_grad or indices.requires_grad)
-    alone = image.device.type == "cpu" and len(image) == 1 and not differentiable
-    return threads if alone and voxels % threads == 0 and voxels >= PARALLEL_VOXELS else 1
+def _read_each(image: Tensor, indices: Tensor) -> Tensor:
+    """The same without gradients, on a CPU: `read_linear` of each in the batch."""
+    out = torch.empty((image.shape[0], *indices.shape[1:4], image.shape[1]))
+    for channels, places, values in zip(image.detach().movedim(1, -1), indices.detach(), out, strict=True):
+        read_linear(channels.numpy(), VoxelMap.of_indices(places.numpy()), values.numpy())
+    return out.movedim(-1, 1)
 
 
 def outside(indices: Tensor, shape: tuple[int, int, int]) -> Tensor:

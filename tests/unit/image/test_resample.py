@@ -115,6 +115,20 @@ def test_slabs_cover_the_grid_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None
     np.testing.assert_allclose(torch.cat(pieces).numpy(), oblique((7, 5, 6), 5).grid_mm(), atol=1e-4)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_sampling_is_the_same_with_and_without_gradients(channels_last: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 3, 5, 6, 7, generator=generator)
+    if channels_last:
+        image = image.to(memory_format=torch.channels_last_3d)
+    indices = torch.rand(2, 4, 3, 2, 3, generator=generator) * 10 - 2
+    followed = sample_grid(image, indices.clone().requires_grad_())
+    assert followed.requires_grad
+    torch.testing.assert_close(sample_grid(image, indices), followed.detach(), atol=2e-5, rtol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(sample_grid(image, indices), followed.detach(), atol=2e-5, rtol=0)
+
+
 def test_sampling_has_the_gradient_of_linear_interpolation() -> None:
     image = torch.randn(1, 1, 5, 5, 5, generator=torch.Generator().manual_seed(0))
     indices = torch.tensor([1.25, 2.5, 3.0]).reshape(1, 1, 1, 1, 3).requires_grad_()
